@@ -1,0 +1,117 @@
+"""Packing codes without gaps: element j occupies bits [j*b, (j+1)*b) of a little-endian stream."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from lowprec.numerics.format import Format, get_format
+
+
+def pack(codes: ArrayLike, fmt: str | Format) -> jax.Array:
+    """Packs codes of b bits along the last axis into bytes.
+
+    Bits of a code above the format's are ignored; a last, partial byte is filled with zeros.
+
+    Args:
+      codes: unsigned integers (..., n).
+      fmt: a format by name, path or value, of b bits.
+
+    Returns:
+      uint8 (..., ceil(n * b / 8)).
+
+    Raises:
+      TypeError: `codes` is not an unsigned integer array.
+      ValueError: `codes` has no axis.
+
+    Example:
+      >>> pack(jnp.array([1, 2, 3], jnp.uint8), "float4_e2m1fn")
+      Array([33,  3], dtype=uint8)
+    """
+    fmt = get_format(fmt)
+    codes = _unsigned("codes", codes)
+    count, width = _group(fmt.bits)
+    size = codes.shape[-1]
+    groups = _pad_to(codes, count).astype(jnp.uint32).reshape(*codes.shape[:-1], -1, count)
+    groups = groups & np.uint32(fmt.code_mask)
+    packed = []
+    for byte in range(width):
+        first, last = byte * 8 // fmt.bits, min((byte * 8 + 7) // fmt.bits, count - 1)
+        parts = [_move(groups[..., j], j * fmt.bits - byte * 8) for j in range(first, last + 1)]
+        packed.append(sum(parts[1:], parts[0]) & 0xFF)
+    stream = jnp.stack(packed, axis=-1).astype(jnp.uint8)
+    stream = stream.reshape(*codes.shape[:-1], -1)
+    return stream[..., : packed_bytes(size, fmt.bits)]
+
+
+def unpack(packed: ArrayLike, fmt: str | Format, size: int) -> jax.Array:
+    """Undoes `pack`: bytes (..., ceil(size * b / 8)) to codes (..., size).
+
+    Args:
+      packed: uint8 (..., bytes).
+      fmt: a format by name, path or value, of b bits.
+      size: how many codes the last axis held.
+
+    Returns:
+      Codes (..., size): uint8, uint16 or uint32.
+
+    Raises:
+      TypeError: `packed` is not uint8.
+      ValueError: the last axis has another number of bytes than `size` codes need.
+
+    Example:
+      >>> unpack(jnp.array([33, 3], jnp.uint8), "float4_e2m1fn", 3)
+      Array([1, 2, 3], dtype=uint8)
+    """
+    fmt = get_format(fmt)
+    packed = _unsigned("packed", packed)
+    if packed.dtype != jnp.uint8:
+        raise TypeError(f"`packed` must be uint8, got {packed.dtype}")
+    expected = packed_bytes(size, fmt.bits)
+    if packed.shape[-1] != expected:
+        raise ValueError(
+            f"`packed` has {packed.shape[-1]} bytes in its last axis; {size} codes of {fmt.bits} "
+            f"bits ({fmt.name}) need {expected}"
+        )
+    count, width = _group(fmt.bits)
+    groups = _pad_to(packed, width).astype(jnp.uint32).reshape(*packed.shape[:-1], -1, width)
+    codes = []
+    for j in range(count):
+        start = j * fmt.bits
+        first, last = start // 8, (start + fmt.bits - 1) // 8
+        parts = [_move(groups[..., byte], byte * 8 - start) for byte in range(first, last + 1)]
+        codes.append(sum(parts[1:], parts[0]) & np.uint32(fmt.code_mask))
+    stream = jnp.stack(codes, axis=-1).reshape(*packed.shape[:-1], -1)
+    return stream[..., :size].astype(fmt.code_dtype)
+
+
+def packed_bytes(size: int, bits: int) -> int:
+    """Bytes that `size` codes of `bits` bits occupy."""
+    return -(-size * bits // 8)
+
+
+def _group(bits: int) -> tuple[int, int]:
+    """The shortest run of codes that fills whole bytes: codes and bytes in it."""
+    count = 8 // math.gcd(8, bits)
+    return count, count * bits // 8
+
+
+def _move(x: jax.Array, distance: int) -> jax.Array:
+    """Shifts left by `distance` bits, or right where it is negative."""
+    return x << distance if distance >= 0 else x >> -distance
+
+
+def _pad_to(x: jax.Array, multiple: int) -> jax.Array:
+    missing = -x.shape[-1] % multiple
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+
+
+def _unsigned(argument: str, x: ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+        raise TypeError(f"`{argument}` must be an unsigned integer array, got {x.dtype}")
+    if x.ndim == 0:
+        raise ValueError(f"`{argument}` needs at least one axis, got a scalar")
+    return x
