@@ -92,6 +92,11 @@ def read(kind: Kind, name: str, cls: type[T], resolvers: Resolvers | None = None
     return _load(kind, folder() / kind / f"{name}.toml", cls, resolvers or {}, cited=True)
 
 
+def has_key(path: str, key: str) -> bool:
+    """Whether the user's TOML file has a key, by which files of different kinds are told apart."""
+    return key in _parse(Path(path))[1]
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """The message for a name that nothing has: near matches, or all there are."""
     known = tuple(known)
@@ -102,14 +107,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _load(kind: Kind, path: Path, cls: type[T], resolvers: Resolvers, cited: bool) -> Entry[T]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
-    try:
-        table = tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    raw, table = _parse(path)
     cite, claims = table.pop("cite", None), table.pop("claims", {})
     if cited and (cite is None or table.get("name") != path.stem):
         raise ValueError(f"{path}: an entry needs a [cite] table and name = {path.stem!r}")
@@ -127,6 +125,17 @@ def _load(kind: Kind, path: Path, cls: type[T], resolvers: Resolvers, cited: boo
         claims=claims,
         digest=digest,
     )
+
+
+def _parse(path: Path) -> tuple[bytes, dict[str, Any]]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return raw, tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 
 def _beside(path: Path, find: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -254,6 +254,11 @@ def list_formats() -> tuple[str, ...]:
     return catalogue.names("elements")
 
 
+def aliases() -> tuple[str, ...]:
+    """The short names that `get_format` takes beside the catalogue's, the refused ones included."""
+    return tuple(sorted((*_ALIASES, *_AMBIGUOUS)))
+
+
 @functools.cache
 def _catalogued(name: str) -> Format:
     return catalogue.read("elements", name, Format).value

@@ -1,0 +1,120 @@
+"""Quantizing a tensor: a scale for each tile, then a code for each element."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from lowprec.numerics import float32
+from lowprec.numerics.codec import check_random, encode_bits, float_array, refuse_gradient
+from lowprec.numerics.rounding import Rounding
+from lowprec.scaling.block import Block, get_block
+from lowprec.scaling.qtensor import QTensor
+from lowprec.scaling.rules import Scales, find_scales
+from lowprec.scaling.tiles import amax_bits, normalise_axis, spread, tile_shape
+
+
+def quantize(
+    x: ArrayLike,
+    block: str | Block,
+    *,
+    axis: int = -1,
+    amax: ArrayLike | None = None,
+    rounding: Rounding | None = None,
+    random_bits: ArrayLike | None = None,
+) -> QTensor:
+    """Quantizes a tensor in tiles that share a scale.
+
+    Zero tiles give zero codes, and -0 keeps its sign; subnormals, of x and of the scales, are exact.
+    A tile with Inf or NaN follows the block: MX blocks make the whole tile NaN. Ragged tiles at the
+    end are tiles of what is left.
+
+    Args:
+      x: float32, bfloat16 or float16, any shape with at least one axis and no empty one. Axes before
+        the last two are batch axes, but a tile of ["all", "all"] and a tensor scale span them all:
+        `jax.vmap` gives each batch member its own.
+      block: a block by name, path or value.
+      axis: the contraction axis, along which the tile's second size runs.
+      amax: for static or delayed scaling, the largest magnitudes to scale by instead of the measured
+        ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale, else of the
+        tiles (broadcastable to the scales' shape). What lies above saturates.
+      rounding: of the elements; by default the block's.
+      random_bits: for `stochastic`, an unsigned array of x's shape.
+
+    Returns:
+      A `QTensor`.
+
+    Raises:
+      TypeError: x is not float32, bfloat16 or float16.
+      ValueError: an empty array, an axis out of range, a misshapen `amax`, an unknown block or
+        rounding, random bits missing or superfluous. Under `jax.grad`: use `lowprec.cast`.
+
+    Source: the block's own citation, `lowprec show NAME`.
+
+    Example:
+      >>> q = quantize(jnp.array([[1.0, 3.1, -7.0]]), "mxfp4")
+      >>> q.codes, q.scales, q.bits_per_element
+      (Array([[ 2,  5, 15]], dtype=uint8), Array([[127]], dtype=uint8), 6.666666666666667)
+    """
+    block = get_block(block)
+    x = float_array("x", x)
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"`x` of shape {x.shape} has no elements to share a scale")
+    axis = normalise_axis(axis, x.ndim)
+    mode = block.rounding if rounding is None else rounding
+    count = block.random_bit_count if mode == "stochastic" else None
+    words, word_bits = check_random(x.shape, mode, random_bits, count)
+    bits = float32.to_bits(refuse_gradient("quantize", x))
+    tiles = tile_shape(block, x.shape, axis)
+    tile_amax, tensor_amax = _amax(bits, tiles, block, amax)
+    found = find_scales(tile_amax, tensor_amax, block)
+    scaled, shift = _scale(bits, found, block, tiles)
+    codes = encode_bits(
+        scaled, block.element, mode, block.overflow, words, word_bits, exponent_shift=shift
+    )
+    float_scales = block.scale_format.bits > 8
+    return QTensor(
+        codes=codes,
+        scales=float32.from_bits(found.stored) if float_scales else found.stored,
+        tensor_scale=None if found.tensor is None else float32.from_bits(found.tensor),
+        block=block,
+        axis=axis,
+    )
+
+
+def _amax(
+    bits: jax.Array, tiles: tuple[int, ...], block: Block, given: ArrayLike | None
+) -> tuple[jax.Array, jax.Array]:
+    """Bits of the largest magnitude of each tile and of the tensor, as measured or as given."""
+    measured = amax_bits(bits & float32.MAGNITUDE, tiles)
+    two_level = block.tensor_scale == "amax"
+    if given is not None:
+        static = jnp.asarray(given, jnp.float32)
+        target = (1,) * bits.ndim if two_level else measured.shape
+        static = static.reshape((1,) * bits.ndim) if static.size == 1 else static
+        if static.ndim != len(target) or any(
+            size not in (1, wanted) for size, wanted in zip(static.shape, target, strict=True)
+        ):
+            raise ValueError(
+                f"`amax` of shape {jnp.shape(given)} does not broadcast to {target}, the shape of "
+                f"{'the tensor scale' if two_level else 'the scales'}"
+            )
+        static = float32.to_bits(jnp.broadcast_to(static, target)) & float32.MAGNITUDE
+        return (measured if two_level else static), static
+    if not two_level:
+        return measured, measured
+    return measured, jnp.max(measured, keepdims=True)
+
+
+def _scale(
+    bits: jax.Array, found: Scales, block: Block, tiles: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array | None]:
+    """The bits to encode, and the power of two to encode them with where the scale is one."""
+    if found.exponent is not None:
+        nan = found.stored == np.asarray(block.scale_format.nan_code, found.stored.dtype)
+        poisoned = jnp.where(spread(nan, bits.shape, tiles), float32.QUIET_NAN, bits)
+        return poisoned, spread(found.exponent, bits.shape, tiles)
+    if found.divisor is not None:
+        return float32.divide(bits, spread(found.divisor, bits.shape, tiles)), None
+    assert found.multiplier is not None
+    return float32.multiply(bits, spread(found.multiplier, bits.shape, tiles)), None
