@@ -1,1 +1,27 @@
-"""lowprec."""
+"""lowprec: bit-exact FP8, FP6 and FP4 numerics for JAX, from one number to whole GEMM recipes."""
+
+from lowprec import metrics as metrics
+from lowprec.engines import Engine as Engine
+from lowprec.engines import get_engine as get_engine
+from lowprec.engines import list_engines as list_engines
+from lowprec.engines import matmul as matmul
+from lowprec.gemm import OperandPair as OperandPair
+from lowprec.gemm import Recipe as Recipe
+from lowprec.gemm import gemm as gemm
+from lowprec.gemm import get_recipe as get_recipe
+from lowprec.gemm import list_recipes as list_recipes
+from lowprec.numerics import Format as Format
+from lowprec.numerics import decode as decode
+from lowprec.numerics import encode as encode
+from lowprec.numerics import get_format as get_format
+from lowprec.numerics import list_formats as list_formats
+from lowprec.numerics import pack as pack
+from lowprec.numerics import unpack as unpack
+from lowprec.scaling import Block as Block
+from lowprec.scaling import QTensor as QTensor
+from lowprec.scaling import cast as cast
+from lowprec.scaling import get_block as get_block
+from lowprec.scaling import list_blocks as list_blocks
+from lowprec.scaling import quantize as quantize
+
+__version__ = "0.1.0"

@@ -1,8 +1,8 @@
 """The catalogue: finds the TOML files of `formats/` and decodes one, strictly, into a dataclass.
 
-The folder is the registry. A room hands its own dataclass and gets a value of it back: unknown keys,
-wrong types and values outside a `Literal` are errors that say what would work. This module knows no
-room and no array library, so that the files can be read by anything.
+The folder is the registry. A room hands its own dataclass and gets a value of it back: unknown
+keys, wrong types and values outside a `Literal` are errors that say what would work. This module
+knows no room and no array library, so that the files can be read by anything.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Entry(Generic[T]):
 
 
 def folder() -> Path:
-    """The directory that holds the catalogue: inside an installed package, or beside it in a checkout."""
+    """The directory of the catalogue: inside an installed package, or beside it in a checkout."""
     installed = Path(str(files("lowprec"))) / "_formats"
     checkout = Path(__file__).resolve().parent.parent / "formats"
     for candidate in (installed, checkout):
@@ -146,7 +146,7 @@ def _beside(path: Path, find: Callable[[str], Any]) -> Callable[[str], Any]:
 def decode(
     table: Mapping[str, Any], cls: type[T], *, where: str, resolvers: Resolvers | None = None
 ) -> T:
-    """Builds a dataclass from a TOML table; unknown or missing keys and wrong types are ValueErrors."""
+    """Builds a dataclass from a table; unknown or missing keys and wrong types are ValueErrors."""
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
     for key in table:
         if key not in fields:
@@ -177,7 +177,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any, where: str, resolvers: Resolvers) -> Any:
-    """Checks a TOML value against a type hint and turns arrays and tables into tuples and values."""
+    """Checks a TOML value against a type hint; arrays become tuples, tables dataclasses."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, str) and hint in resolvers:
         return resolvers[hint](value)

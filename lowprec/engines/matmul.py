@@ -13,8 +13,6 @@ from jax.typing import ArrayLike
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.native import native_product
 from lowprec.engines.sequential import sequential_product
-from lowprec.numerics import float32
-from lowprec.numerics.format import list_formats
 
 
 def matmul(
@@ -29,8 +27,8 @@ def matmul(
     Args:
       a: (..., M, K) of a float type that float32 holds exactly.
       b: (..., K, N), the same; batch axes broadcast.
-      c: (..., M, N) or None, rounded to float32 where it is wider. `sequential` engines start the
-        sum from it, `native` adds it last.
+      c: (..., M, N), the same, or None. `sequential` engines start the sum from it, `native`
+        adds it last.
       engine: an engine by name, path or value.
 
     Returns:
@@ -51,7 +49,7 @@ def matmul(
     c = None if c is None else _operand("c", c)
     if c is not None and (c.ndim < 2 or c.shape[-2:] != (m, n)):
         raise ValueError(f"`c` has shape {c.shape}; a @ b has shape {(*batch, m, n)}")
-    return product(a, b, c, engine)
+    return _compiled(a, b, c, engine)
 
 
 def product(a: jax.Array, b: jax.Array, c: jax.Array | None, engine: Engine) -> jax.Array:
@@ -62,6 +60,9 @@ def product(a: jax.Array, b: jax.Array, c: jax.Array | None, engine: Engine) -> 
     batch = np.broadcast_shapes(batch, c.shape[:-2])
     a, b, c = (jnp.broadcast_to(x, (*batch, *x.shape[-2:])) for x in (a, b, c))
     return _product(engine, a, b, c)
+
+
+_compiled = jax.jit(product, static_argnames="engine")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -101,13 +102,11 @@ def check_shapes(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _operand(argument: str, x: ArrayLike) -> jax.Array:
-    """An operand as float32, exactly."""
+    """An operand as float32, exactly. The conversion keeps subnormals, and has a gradient."""
     dtype = np.dtype(getattr(x, "dtype", np.float32))
-    if dtype.name not in list_formats() or dtype == np.dtype(np.int8):
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 4:
         raise TypeError(
             f"`{argument}` must be of a float type that float32 holds, got {dtype.name}; "
             f"convert it first, so that its rounding happens where you see it"
         )
-    x = jnp.asarray(x, dtype)
-    narrow = dtype.name in ("float32", "bfloat16", "float16")
-    return float32.from_bits(float32.to_bits(x)) if narrow else x.astype(jnp.float32)
+    return jnp.asarray(x, dtype).astype(jnp.float32)

@@ -14,9 +14,9 @@ from lowprec.engines.tiling import join_tiles, split_tiles
 def native_product(engine: Engine, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     """a @ b + c: (M, K), (K, N), (M, N) float32 to (M, N).
 
-    A library product's order of summation depends on the shapes it is called with. Here it is always
-    called with one shape: the operands are cut into zero-padded tiles, and tiles are added in order
-    of k, so the bits depend on neither M nor N.
+    A library product's order of summation depends on the shapes it is called with. Here it is
+    always called with one shape: the operands are cut into zero-padded tiles, and tiles are added
+    in order of k, so the bits depend on neither M nor N.
     """
     assert engine.tile is not None
     return _mapped(engine.tile)(a, b, c)
@@ -34,9 +34,7 @@ def _tiled(tile: tuple[int, int, int], a: jax.Array, b: jax.Array, c: jax.Array)
     b_tiles = split_tiles(b, (depth, columns)).transpose(1, 0, 2, 3)
 
     def one(a_row: jax.Array, b_column: jax.Array) -> jax.Array:
-        def step(
-            total: jax.Array, pair: tuple[jax.Array, jax.Array]
-        ) -> tuple[jax.Array, None]:
+        def step(total: jax.Array, pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             return total + _dot(*pair), None
 
         start = jnp.zeros((rows, columns), jnp.float32)

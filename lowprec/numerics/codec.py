@@ -68,11 +68,9 @@ def encode(
     words, count = check_random(x.shape, rounding, random_bits, random_bit_count)
     check_choice("overflow", overflow, OVERFLOWS)
     if nan_code is not None and not 0 <= nan_code <= fmt.code_mask:
-        raise ValueError(
-            f"`nan_code` = {nan_code}; {fmt.name} has the codes 0 to {fmt.code_mask}"
-        )
-    bits = float32.to_bits(refuse_gradient("encode", x))
-    return encode_bits(bits, fmt, rounding, overflow, words, count, nan_code)
+        raise ValueError(f"`nan_code` = {nan_code}; {fmt.name} has the codes 0 to {fmt.code_mask}")
+    x = refuse_gradient("encode", x)
+    return _encode(x, words, fmt, rounding, overflow, count, nan_code)
 
 
 def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -97,6 +95,27 @@ def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float3
     codes = jnp.asarray(codes)
     if not jnp.issubdtype(codes.dtype, jnp.unsignedinteger):
         raise TypeError(f"`codes` must be an unsigned integer array, got {codes.dtype}")
+    return _decode(codes, fmt, np.dtype(dtype).name)
+
+
+# Compiled as a whole also outside a caller's `jit`: one by one, the operations take seconds.
+@functools.partial(
+    jax.jit, static_argnames=("fmt", "rounding", "overflow", "word_bits", "nan_code")
+)
+def _encode(
+    x: jax.Array,
+    words: jax.Array | None,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    word_bits: int,
+    nan_code: int | None,
+) -> jax.Array:
+    return encode_bits(float32.to_bits(x), fmt, rounding, overflow, words, word_bits, nan_code)
+
+
+@functools.partial(jax.jit, static_argnames=("fmt", "dtype"))
+def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
     return narrow(decode_bits(codes.astype(jnp.uint32), fmt), dtype)
 
 
@@ -123,7 +142,7 @@ def check_random(
     random_bits: ArrayLike | None,
     random_bit_count: int | None,
 ) -> tuple[jax.Array | None, int]:
-    """Checks a rounding mode with its random words; returns the words as uint32, and their width."""
+    """Checks a rounding mode with its random words; returns them as uint32, and their width."""
     check_choice("rounding", rounding, ROUNDINGS)
     if rounding != "stochastic":
         if random_bits is not None or random_bit_count is not None:
@@ -290,7 +309,7 @@ def _with_sign(code: jax.Array, negative: jax.Array, fmt: Format) -> jax.Array:
         return code
     signed = jnp.where(negative, code | np.uint32(fmt.sign_mask), code)
     # Where the code of -0 means something else, zero has no sign.
-    return signed if fmt.zero == "signed" else jnp.where(code == 0, 0, signed)
+    return jnp.where(code == 0, 0, signed) if fmt.zero == "unsigned" else signed
 
 
 def _nan(fmt: Format, negative: jax.Array, nan_code: int | None) -> jax.Array | np.uint32:

@@ -87,7 +87,9 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     finite = pack(sign, exponent, significand)
     a_size, b_size = a & MAGNITUDE, b & MAGNITUDE
     infinite = (a_size == INFINITY) | (b_size == INFINITY)
-    invalid = (a_size > INFINITY) | (b_size > INFINITY) | (infinite & ((a_size == 0) | (b_size == 0)))
+    invalid = (
+        (a_size > INFINITY) | (b_size > INFINITY) | (infinite & ((a_size == 0) | (b_size == 0)))
+    )
     return jnp.where(invalid, QUIET_NAN, jnp.where(infinite, sign | INFINITY, finite))
 
 
@@ -110,8 +112,8 @@ def divide(a: jax.Array, b: jax.Array) -> jax.Array:
 def _quotient(a: jax.Array, b: jax.Array, less: jax.Array) -> tuple[jax.Array, jax.Array]:
     """floor(a * 2^(24 + less) / b), which has 25 bits, and whether a remainder is left.
 
-    A float quotient comes within a few units however XLA computes it; the exact remainder, whose low
-    32 bits are enough since it is small, corrects it.
+    A float quotient comes within a few units however XLA computes it; the exact remainder, whose
+    low 32 bits are enough since it is small, corrects it.
     """
     estimate = a.astype(jnp.float32) / b.astype(jnp.float32)
     scaled = estimate * jnp.where(less == 1, np.float32(2**25), np.float32(2**24))

@@ -48,8 +48,8 @@ class Format:
         any other, which needs a format without zero.
       encoding: `sign_magnitude`, or `twos_complement` for integers.
 
-    Derived: `bits min max min_normal min_subnormal has_inf has_nan dtype values`, each None where the
-    format has no such thing; `dtype` is the ml_dtypes or NumPy type of the same name.
+    Derived: `bits min max min_normal min_subnormal has_inf has_nan dtype values`, each None where
+    the format has no such thing; `dtype` is the ml_dtypes or NumPy type of the same name.
 
     Raises:
       ValueError: a contradiction between the parameters.
@@ -179,7 +179,7 @@ class Format:
 
     @property
     def min(self) -> float:
-        """The lowest finite value: -max in sign-magnitude, 0 or the smallest value where unsigned."""
+        """The lowest finite value; 0 or the smallest value where unsigned."""
         if self.encoding == "twos_complement":
             return -self.magnitude(1 << self.mantissa_bits)
         return -self.max if self.signed else self.magnitude(0)
@@ -267,7 +267,8 @@ def _catalogued(name: str) -> Format:
 def get_format(fmt: "str | Format | Any") -> Format:
     """Finds a number format by name, alias, path to a TOML file, or passes a `Format` through.
 
-    Aliases: `e5m2 e2m1 e2m3 e3m2 e8m0 bf16 fp16 fp32`. Bare `e4m3` is refused: it names two formats.
+    Aliases: `e5m2 e2m1 e2m3 e3m2 e8m0 bf16 fp16 fp32`. Bare `e4m3` is refused: it
+    names two formats.
 
     Raises:
       ValueError: no format has that name; near matches are listed.

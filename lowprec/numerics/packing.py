@@ -34,15 +34,14 @@ def pack(codes: ArrayLike, fmt: str | Format) -> jax.Array:
     codes = _unsigned("codes", codes)
     count, width = _group(fmt.bits)
     size = codes.shape[-1]
-    groups = _pad_to(codes, count).astype(jnp.uint32).reshape(*codes.shape[:-1], -1, count)
-    groups = groups & np.uint32(fmt.code_mask)
+    groups = _groups_of(count, codes) & np.uint32(fmt.code_mask)
     packed = []
     for byte in range(width):
         first, last = byte * 8 // fmt.bits, min((byte * 8 + 7) // fmt.bits, count - 1)
         parts = [_move(groups[..., j], j * fmt.bits - byte * 8) for j in range(first, last + 1)]
         packed.append(sum(parts[1:], parts[0]) & 0xFF)
     stream = jnp.stack(packed, axis=-1).astype(jnp.uint8)
-    stream = stream.reshape(*codes.shape[:-1], -1)
+    stream = stream.reshape(*codes.shape[:-1], groups.shape[-2] * width)
     return stream[..., : packed_bytes(size, fmt.bits)]
 
 
@@ -76,14 +75,14 @@ def unpack(packed: ArrayLike, fmt: str | Format, size: int) -> jax.Array:
             f"bits ({fmt.name}) need {expected}"
         )
     count, width = _group(fmt.bits)
-    groups = _pad_to(packed, width).astype(jnp.uint32).reshape(*packed.shape[:-1], -1, width)
+    groups = _groups_of(width, packed)
     codes = []
     for j in range(count):
         start = j * fmt.bits
         first, last = start // 8, (start + fmt.bits - 1) // 8
         parts = [_move(groups[..., byte], byte * 8 - start) for byte in range(first, last + 1)]
         codes.append(sum(parts[1:], parts[0]) & np.uint32(fmt.code_mask))
-    stream = jnp.stack(codes, axis=-1).reshape(*packed.shape[:-1], -1)
+    stream = jnp.stack(codes, axis=-1).reshape(*packed.shape[:-1], groups.shape[-2] * count)
     return stream[..., :size].astype(fmt.code_dtype)
 
 
@@ -103,9 +102,13 @@ def _move(x: jax.Array, distance: int) -> jax.Array:
     return x << distance if distance >= 0 else x >> -distance
 
 
-def _pad_to(x: jax.Array, multiple: int) -> jax.Array:
-    missing = -x.shape[-1] % multiple
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x
+def _groups_of(count: int, x: jax.Array) -> jax.Array:
+    """(..., n) as uint32 (..., ceil(n / count), count), filled with zeros."""
+    missing = -x.shape[-1] % count
+    if missing:
+        x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+    # The number of groups is spelt out: an empty leading axis leaves -1 undetermined.
+    return x.astype(jnp.uint32).reshape(*x.shape[:-1], x.shape[-1] // count, count)
 
 
 def _unsigned(argument: str, x: ArrayLike) -> jax.Array:

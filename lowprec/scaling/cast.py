@@ -84,7 +84,9 @@ def cast(
             ("nan_code", nan_code),
         ):
             if value is not None:
-                raise ValueError(f"`{name}` is set by the block {target.name}; pass a changed block")
+                raise ValueError(
+                    f"`{name}` is set by the block {target.name}; pass a changed block"
+                )
         q = quantize(
             fixed, target, axis=axis, amax=amax, rounding=rounding, random_bits=random_bits
         )

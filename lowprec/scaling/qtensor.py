@@ -1,10 +1,12 @@
 """A quantized tensor: codes with the scales that give them back their size."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from lowprec.numerics import float32
@@ -69,11 +71,11 @@ class QTensor:
           >>> lp.quantize(jnp.array([[1.0, 3.1, -7.0]]), "mxfp4").dequantize()
           Array([[ 1.,  3., -6.]], dtype=float32)
         """
-        value = float32.multiply(self.element_bits(), self._spread(self.scale_bits()))
-        if self.tensor_scale is not None:
-            tensor = float32.to_bits(_refuse_gradient(self.tensor_scale))
-            value = float32.multiply(value, jnp.broadcast_to(tensor, value.shape))
-        return narrow(value, dtype)
+        scales, tensor_scale = _refuse_gradient(self.scales), self.tensor_scale
+        if tensor_scale is not None:
+            tensor_scale = _refuse_gradient(tensor_scale)
+        fixed = dataclasses.replace(self, scales=scales, tensor_scale=tensor_scale)
+        return _dequantize(fixed, np.dtype(dtype).name)
 
     def element_bits(self) -> jax.Array:
         """float32 bits of the elements before scaling, of the tensor's shape."""
@@ -82,17 +84,24 @@ class QTensor:
     def scale_bits(self) -> jax.Array:
         """float32 bits of the scales, one a tile, the tensor scale left out."""
         if self.scales.dtype == jnp.float32:
-            return float32.to_bits(_refuse_gradient(self.scales))
+            return float32.to_bits(self.scales)
         return decode_bits(self.scales.astype(jnp.uint32), self.block.scale_format)
-
-    def _spread(self, per_tile: jax.Array) -> jax.Array:
-        tiles = tiles_of(self.shape, per_tile.shape, self.block, self.axis)
-        return spread(per_tile, self.shape, tiles)
 
     def __repr__(self) -> str:
         shape = getattr(self.codes, "shape", "?")
         scales = getattr(self.scales, "shape", "?")
         return f"QTensor({self.block.name}, shape={shape}, scales={scales}, axis={self.axis})"
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _dequantize(q: QTensor, dtype: str) -> jax.Array:
+    scales = q.scale_bits()
+    tiles = tiles_of(q.shape, scales.shape, q.block, q.axis)
+    value = float32.multiply(q.element_bits(), spread(scales, q.shape, tiles))
+    if q.tensor_scale is not None:
+        tensor = jnp.broadcast_to(float32.to_bits(q.tensor_scale), value.shape)
+        value = float32.multiply(value, tensor)
+    return narrow(value, dtype)
 
 
 @jax.custom_jvp

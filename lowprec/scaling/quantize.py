@@ -1,8 +1,11 @@
 """Quantizing a tensor: a scale for each tile, then a code for each element."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
@@ -11,7 +14,7 @@ from lowprec.numerics.rounding import Rounding
 from lowprec.scaling.block import Block, get_block
 from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.rules import Scales, find_scales
-from lowprec.scaling.tiles import amax_bits, normalise_axis, spread, tile_shape
+from lowprec.scaling.tiles import amax_bits, normalise_axis, scales_shape, spread, tile_shape
 
 
 def quantize(
@@ -64,10 +67,25 @@ def quantize(
     mode = block.rounding if rounding is None else rounding
     count = block.random_bit_count if mode == "stochastic" else None
     words, word_bits = check_random(x.shape, mode, random_bits, count)
-    bits = float32.to_bits(refuse_gradient("quantize", x))
+    static = None if amax is None else _static_amax(amax, x.shape, block, axis)
+    return _quantize(refuse_gradient("quantize", x), static, words, block, axis, mode, word_bits)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "axis", "mode", "word_bits"))
+def _quantize(
+    x: jax.Array,
+    static: jax.Array | None,
+    words: jax.Array | None,
+    block: Block,
+    axis: int,
+    mode: str,
+    word_bits: int,
+) -> QTensor:
+    bits = float32.to_bits(x)
     tiles = tile_shape(block, x.shape, axis)
-    tile_amax, tensor_amax = _amax(bits, tiles, block, amax)
-    found = find_scales(tile_amax, tensor_amax, block)
+    tile_amax, tensor_amax = _amax(bits, tiles, block, static)
+    # A barrier, or the compiler computes a tile's scale again for each of its elements.
+    found = lax.optimization_barrier(find_scales(tile_amax, tensor_amax, block))
     scaled, shift = _scale(bits, found, block, tiles)
     codes = encode_bits(
         scaled, block.element, mode, block.overflow, words, word_bits, exponent_shift=shift
@@ -82,28 +100,32 @@ def quantize(
     )
 
 
+def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: int) -> jax.Array:
+    """Bits of the given largest magnitudes, in the shape of the scales or of the tensor scale."""
+    given = jnp.asarray(amax, jnp.float32)
+    tiles = tile_shape(block, shape, axis)
+    two_level = block.tensor_scale == "amax"
+    target = (1,) * len(shape) if two_level else scales_shape(shape, tiles)
+    given = given.reshape((1,) * len(shape)) if given.size == 1 else given
+    if given.ndim != len(target) or any(
+        size not in (1, wanted) for size, wanted in zip(given.shape, target, strict=True)
+    ):
+        raise ValueError(
+            f"`amax` of shape {jnp.shape(amax)} does not broadcast to {target}, the shape of "
+            f"{'the tensor scale' if two_level else 'the scales'}"
+        )
+    return float32.to_bits(jnp.broadcast_to(given, target)) & float32.MAGNITUDE
+
+
 def _amax(
-    bits: jax.Array, tiles: tuple[int, ...], block: Block, given: ArrayLike | None
+    bits: jax.Array, tiles: tuple[int, ...], block: Block, static: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Bits of the largest magnitude of each tile and of the tensor, as measured or as given."""
+    if block.tensor_scale == "none":
+        tile_amax = amax_bits(bits & float32.MAGNITUDE, tiles) if static is None else static
+        return tile_amax, tile_amax
     measured = amax_bits(bits & float32.MAGNITUDE, tiles)
-    two_level = block.tensor_scale == "amax"
-    if given is not None:
-        static = jnp.asarray(given, jnp.float32)
-        target = (1,) * bits.ndim if two_level else measured.shape
-        static = static.reshape((1,) * bits.ndim) if static.size == 1 else static
-        if static.ndim != len(target) or any(
-            size not in (1, wanted) for size, wanted in zip(static.shape, target, strict=True)
-        ):
-            raise ValueError(
-                f"`amax` of shape {jnp.shape(given)} does not broadcast to {target}, the shape of "
-                f"{'the tensor scale' if two_level else 'the scales'}"
-            )
-        static = float32.to_bits(jnp.broadcast_to(static, target)) & float32.MAGNITUDE
-        return (measured if two_level else static), static
-    if not two_level:
-        return measured, measured
-    return measured, jnp.max(measured, keepdims=True)
+    return measured, jnp.max(measured, keepdims=True) if static is None else static
 
 
 def _scale(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lowprec.numerics import float32
 from lowprec.numerics.codec import decode_bits, encode_bits
@@ -44,11 +45,9 @@ def find_scales(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales
     if block.scale_arithmetic == "divide":
         scale = _with_unit(float32.divide(amax, _like(amax, largest)), amax, block)
         return Scales(scale, divisor=scale)
-    encode_scale = _finite(float32.divide(_like(amax, largest), amax))
+    encode_scale = _finite(_divide(largest, amax))
     encode_scale = _with_unit(encode_scale, amax, block)
-    return Scales(
-        float32.divide(_like(amax, float32.ONE), encode_scale), multiplier=encode_scale
-    )
+    return Scales(_divide(float32.ONE, encode_scale), multiplier=encode_scale)
 
 
 def _power_of_two(amax: jax.Array, block: Block) -> Scales:
@@ -79,15 +78,14 @@ def _two_level(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales:
     scale_format, element = block.scale_format, block.element
     range_bits = float32.constant(scale_format.max * element.max)
     inverse_max = np.float32(1.0 / element.max).view(np.uint32)
-    tensor = _finite(float32.divide(_like(tensor_amax, range_bits), tensor_amax))
+    tensor = _finite(_divide(range_bits, tensor_amax))
     tensor = jnp.where((tensor_amax == 0) | (tensor == 0), float32.ONE, tensor)
     factor = float32.multiply(tensor, _like(tensor, inverse_max))
     wanted = _finite(float32.multiply(amax, factor))
     stored = encode_bits(wanted, scale_format, "nearest_even", "saturate")
-    tensor_scale = float32.divide(_like(tensor, float32.ONE), tensor)
+    tensor_scale = _divide(float32.ONE, tensor)
     decoded = decode_bits(stored.astype(jnp.uint32), scale_format)
-    together = float32.multiply(decoded, tensor_scale)
-    encode_scale = _finite(float32.divide(_like(together, float32.ONE), together))
+    encode_scale = _finite(_divide(float32.ONE, float32.multiply(decoded, tensor_scale)))
     return Scales(stored, multiplier=encode_scale, tensor=tensor_scale)
 
 
@@ -99,6 +97,12 @@ def _with_unit(scale: jax.Array, amax: jax.Array, block: Block) -> jax.Array:
     if block.nonfinite == "unit_scale":
         unit |= amax >= float32.INFINITY
     return jnp.where(unit, float32.ONE, scale)
+
+
+def _divide(constant: np.uint32, bits: jax.Array) -> jax.Array:
+    # A barrier after each quotient: fused into one expression, a chain of them takes seconds to
+    # compile.
+    return lax.optimization_barrier(float32.divide(_like(bits, constant), bits))
 
 
 def _finite(bits: jax.Array) -> jax.Array:

@@ -28,11 +28,16 @@ def tile_shape(block: Block, shape: tuple[int, ...], axis: int) -> tuple[int, ..
         return shape
     ndim, along = len(shape), axis % len(shape)
     across = ndim - 2 if along == ndim - 1 else ndim - 1
-    sizes = [1] * ndim
+    sizes: list[int] = [1] * ndim
     for where, size in ((across, block.tile[0]), (along, block.tile[1])):
         if where >= 0:
-            sizes[where] = shape[where] if size == "all" else min(size, shape[where])
+            sizes[where] = shape[where] if isinstance(size, str) else min(size, shape[where])
     return tuple(sizes)
+
+
+def scales_shape(shape: tuple[int, ...], tiles: tuple[int, ...]) -> tuple[int, ...]:
+    """One entry a tile, ragged ones at the end included."""
+    return tuple(-(-size // tile) for size, tile in zip(shape, tiles, strict=True))
 
 
 def amax_bits(magnitudes: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
@@ -71,5 +76,7 @@ def _group(x: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
     padding = [(0, -size % tile) for size, tile in zip(x.shape, tiles, strict=True)]
     if any(after for _, after in padding):
         x = jnp.pad(x, padding)
-    split = [part for size, tile in zip(x.shape, tiles, strict=True) for part in (size // tile, tile)]
+    split = [
+        part for size, tile in zip(x.shape, tiles, strict=True) for part in (size // tile, tile)
+    ]
     return x.reshape(split)

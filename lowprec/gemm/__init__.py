@@ -1,0 +1,7 @@
+"""Products under a recipe: which formats, tiles, engine and promotion a GEMM uses in each role."""
+
+from lowprec.gemm.gemm import gemm as gemm
+from lowprec.gemm.recipe import OperandPair as OperandPair
+from lowprec.gemm.recipe import Recipe as Recipe
+from lowprec.gemm.recipe import get_recipe as get_recipe
+from lowprec.gemm.recipe import list_recipes as list_recipes

@@ -1,0 +1,202 @@
+"""A GEMM under a recipe: quantize both operands, multiply in an engine, promote, scale, round."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike, DTypeLike
+
+from lowprec.engines.engine import Engine, get_engine
+from lowprec.engines.matmul import check_shapes, product
+from lowprec.gemm.operand import Operand, prepare_operand
+from lowprec.gemm.recipe import ROLES, Recipe, Role, get_recipe
+from lowprec.numerics import float32
+from lowprec.numerics.codec import float_array, narrow
+from lowprec.numerics.format import get_format
+from lowprec.numerics.rounding import check_choice
+
+
+def gemm(
+    a: ArrayLike,
+    b: ArrayLike,
+    recipe: str | Recipe,
+    *,
+    role: Role = "fprop",
+    engine: str | Engine | None = None,
+    promote_every: int | None = None,
+    out_dtype: DTypeLike | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """The product a @ b under a recipe, contracted over K.
+
+    Both operands are quantized along K as the role says, multiplied in the engine, scaled where the
+    recipe says, and rounded once to the output type. A scaled product that overflows is Inf; NaN
+    and Inf operands follow their blocks. The gradient is that of the exact product (straight-through).
+
+    Args:
+      a: (..., M, K) float32, bfloat16 or float16: x, dy or x^T.
+      b: (..., K, N): w, w^T or dy, already transposed. A matrix b takes all rows of a as one
+        tensor; with batch axes each member is quantized alone.
+      recipe: a recipe by name, path or value.
+      role: `fprop`, `dgrad` or `wgrad`: which of the recipe's operand pairs applies.
+      engine: in place of the recipe's.
+      promote_every: in place of the recipe's.
+      out_dtype: float32, bfloat16 or float16, in place of the recipe's output.
+      key: a PRNG key for stochastic rounding; recipes without it draw nothing.
+
+    Returns:
+      (..., M, N) of the output type.
+
+    Raises:
+      TypeError: an operand is not float32, bfloat16 or float16.
+      ValueError: shapes that do not fit, an empty operand, an unknown name, or a stochastic recipe
+        without `key`.
+
+    Example:
+      >>> gemm(jnp.ones((2, 128)), jnp.ones((128, 1)), "mxfp8")
+      Array([[128],
+             [128]], dtype=bfloat16)
+    """
+    chosen = _chosen(recipe, engine, promote_every, out_dtype)
+    check_choice("role", role, ROLES)
+    a, b = float_array("a", a), float_array("b", b)
+    batch = check_shapes(a.shape, b.shape)
+    if chosen.stochastic and key is None:
+        raise ValueError(
+            f"recipe {chosen.name!r} rounds stochastically and needs `key`, "
+            f"such as jax.random.key(0)"
+        )
+    if not batch:
+        return _gemm(chosen, role, a, b, key)
+    if b.ndim == 2:
+        out = _gemm(chosen, role, a.reshape(-1, a.shape[-1]), b, key)
+        return out.reshape(*batch, a.shape[-2], b.shape[-1])
+    return _batched(chosen, role, a, b, batch, key)
+
+
+def _chosen(
+    recipe: str | Recipe,
+    engine: str | Engine | None,
+    promote_every: int | None,
+    out_dtype: DTypeLike | None,
+) -> Recipe:
+    changes: dict[str, Any] = {}
+    if engine is not None:
+        changes["engine"] = get_engine(engine)
+    if promote_every is not None:
+        changes["promote_every"] = promote_every
+    if out_dtype is not None:
+        changes["output"] = get_format(np.dtype(out_dtype).name)
+    return dataclasses.replace(get_recipe(recipe), **changes)
+
+
+def _batched(
+    recipe: Recipe,
+    role: Role,
+    a: jax.Array,
+    b: jax.Array,
+    batch: tuple[int, ...],
+    key: jax.Array | None,
+) -> jax.Array:
+    flat = [jnp.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b)]
+    count = flat[0].shape[0]
+    if key is None:
+        out = jax.vmap(lambda x, y: _gemm(recipe, role, x, y, None))(*flat)
+    else:
+        keys = jax.random.split(key, count)
+        one = functools.partial(_gemm, recipe, role)
+        out = jax.vmap(one)(flat[0], flat[1], keys)
+    return out.reshape(*batch, *out.shape[1:])
+
+
+def _gemm(
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    """Two matrices; the gradient leaves the key alone."""
+
+    @jax.custom_jvp
+    def straight_through(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _forward(recipe, role, a, b, key)
+
+    @straight_through.defjvp
+    def _jvp(primals: Any, tangents: Any) -> Any:
+        (a, b), (da, db) = primals, tangents
+        wide = functools.partial(
+            jnp.matmul, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
+        out = straight_through(a, b)
+        a, b, da, db = (x.astype(jnp.float32) for x in (a, b, da, db))
+        return out, (wide(da, b) + wide(a, db)).astype(out.dtype)
+
+    return straight_through(a, b)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "role"))
+def _forward(
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    pair = getattr(recipe, role)
+    a_key, b_key = (None, None) if key is None else jax.random.split(key)
+    left = prepare_operand(a, pair.a, recipe.scales, axis=-1, key=a_key)
+    right = prepare_operand(b, pair.b, recipe.scales, axis=-2, key=b_key)
+    if recipe.promote_every is None:
+        total = float32.to_bits(product(left.values, right.values, None, recipe.engine))
+        total = _scaled(total, left.scales, right.scales)
+    else:
+        total = _promoted(recipe, left, right)
+    total = _scaled(total, left.tensor_scale, right.tensor_scale)
+    return narrow(total, np.dtype(recipe.output.name))
+
+
+def _scaled(total: jax.Array, a: jax.Array | None, b: jax.Array | None) -> jax.Array:
+    """fl(fl(sa * sb) * total) on float32 bits; scales (M, 1) or (1, 1), and (1, N) or (1, 1)."""
+    scale = _outer(a, b, total.shape)
+    return total if scale is None else float32.multiply(scale, total)
+
+
+def _outer(a: jax.Array | None, b: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
+    given = [jnp.broadcast_to(x, shape) for x in (a, b) if x is not None]
+    if len(given) == 2:
+        return float32.multiply(*given)
+    return given[0] if given else None
+
+
+def _promoted(recipe: Recipe, left: Operand, right: Operand) -> jax.Array:
+    """Partial sums over `promote_every` elements of K each, added to a float32 total, as bits."""
+    every = recipe.promote_every
+    assert every is not None
+    (m, depth), n = left.values.shape, right.values.shape[1]
+    steps = -(-depth // every)
+    padded = steps * every - depth
+    a = jnp.pad(left.values, [(0, 0), (0, padded)]).reshape(m, steps, every).transpose(1, 0, 2)
+    b = jnp.pad(right.values, [(0, padded), (0, 0)]).reshape(steps, every, n)
+    a_scales = _per_step(None if left.scales is None else left.scales.T, steps)
+    b_scales = _per_step(right.scales, steps)
+
+    def step(total: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
+        a_chunk, b_chunk, a_scale, b_scale = chunk
+        partial = float32.to_bits(product(a_chunk, b_chunk, None, recipe.engine))
+        rows = None if a_scale is None else a_scale[:, None]
+        columns = None if b_scale is None else b_scale[None, :]
+        scale = _outer(rows, columns, (m, n))
+        scale = jnp.full((m, n), float32.ONE) if scale is None else scale
+        if recipe.promotion == "fma":
+            return float32.fused_multiply_add(scale, partial, total), None
+        term = float32.multiply(scale, partial)
+        one = jnp.full((m, n), float32.ONE)
+        return float32.fused_multiply_add(one, term, total), None
+
+    start = jnp.zeros((m, n), jnp.uint32)
+    return lax.scan(step, start, (a, b, a_scales, b_scales))[0]
+
+
+def _per_step(scales: jax.Array | None, steps: int) -> jax.Array | None:
+    """Scales (tiles, rows) as (steps, rows): a tile spans one step or several."""
+    if scales is None:
+        return None
+    tiles = scales.shape[0]
+    return jnp.repeat(scales, -(-steps // tiles), axis=0)[:steps]

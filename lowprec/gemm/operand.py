@@ -1,0 +1,62 @@
+"""One operand of a product, quantized: its elements, and the scales that are still to be applied."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lowprec.gemm.recipe import ScalePlace
+from lowprec.numerics import float32
+from lowprec.numerics.codec import decode, encode
+from lowprec.numerics.format import Format
+from lowprec.numerics.rounding import Overflow
+from lowprec.scaling.block import Block
+from lowprec.scaling.quantize import quantize
+from lowprec.scaling.tiles import spread, tiles_of
+
+
+class Operand(NamedTuple):
+    """A matrix whose product is scaled later.
+
+    Attributes:
+      values: float32, of the operand's shape.
+      scales: float32 bits that the product is multiplied by: one for each row (of a) or column (of b)
+        and each tile along K, or None where `values` hold the scales already.
+      tensor_scale: float32 bits of shape (1, 1), or None.
+    """
+
+    values: jax.Array
+    scales: jax.Array | None = None
+    tensor_scale: jax.Array | None = None
+
+
+def prepare_operand(
+    x: jax.Array,
+    target: Format | Block,
+    place: ScalePlace,
+    *,
+    axis: int,
+    key: jax.Array | None,
+) -> Operand:
+    """Quantizes a matrix along its contraction axis, -1 for a and -2 for b."""
+    if isinstance(target, Format):
+        return Operand(decode(encode(x, target, overflow=_plain_overflow(target)), target))
+    stochastic = target.rounding == "stochastic"
+    words = jax.random.bits(key, x.shape, jnp.uint32) if stochastic and key is not None else None
+    q = quantize(x, target, axis=axis, random_bits=words)
+    tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
+    per_tile = q.scale_bits()
+    tiles = tiles_of(q.shape, per_tile.shape, target, axis)
+    if place == "operands":
+        values = float32.multiply(q.element_bits(), spread(per_tile, q.shape, tiles))
+        return Operand(float32.from_bits(values), tensor_scale=tensor)
+    # Tiles across rows or columns are spread over them; along K one scale a tile is left.
+    shape, keep = list(q.shape), list(tiles)
+    shape[axis], keep[axis] = per_tile.shape[axis], 1
+    scales = spread(per_tile, tuple(shape), tuple(keep))
+    return Operand(float32.from_bits(q.element_bits()), scales, tensor)
+
+
+def _plain_overflow(fmt: Format) -> Overflow:
+    """A plain cast overflows as IEEE 754 says where the format has an Inf."""
+    return "nonsaturating" if fmt.has_inf else "saturate"

@@ -1,0 +1,146 @@
+"""A GEMM recipe as a value: what becomes of both operands in each role, and how they are summed."""
+
+import dataclasses
+import functools
+import typing
+from typing import Literal
+
+from lowprec import catalogue
+from lowprec.engines.engine import Engine, get_engine
+from lowprec.numerics.format import Format, get_format
+from lowprec.scaling.block import Block, get_format_or_block
+
+Role = Literal["fprop", "dgrad", "wgrad"]
+ROLES: tuple[Role, ...] = typing.get_args(Role)
+Promotion = Literal["fma", "multiply_add"]
+ScalePlace = Literal["operands", "promotion", "output"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OperandPair:
+    """What the operands of one role are quantized to: a block scaling, or a plain number format."""
+
+    a: Format | Block
+    b: Format | Block
+
+    @property
+    def bits_per_element(self) -> float:
+        """The mean over both operands, scales included."""
+        return (operand_bits(self.a) + operand_bits(self.b)) / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a GEMM and its two gradients are computed; frozen and hashable.
+
+    Attributes:
+      name: the entry's name.
+      engine: how a product is summed.
+      fprop, dgrad, wgrad: the operands of x @ w, dy @ w^T and x^T @ dy.
+      promote_every: the sum over every so many k is added to a float32 total; None sums all of K in
+        the engine.
+      promotion: `fma`: total = fma(fl(sa * sb), partial, total); `multiply_add`:
+        total = fl(total + fl(fl(sa * sb) * partial)).
+      scales: where the scales of tiles are applied: to the `operands` before the product, at each
+        `promotion`, or to the `output` (for scales that span the contraction axis). Tensor scales
+        multiply the output.
+      output: the format of the result.
+    """
+
+    name: str
+    engine: Engine
+    fprop: OperandPair
+    dgrad: OperandPair
+    wgrad: OperandPair
+    promote_every: int | None = None
+    promotion: Promotion = "fma"
+    scales: ScalePlace = "operands"
+    output: Format
+
+    def __post_init__(self) -> None:
+        if self.output.name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"recipe {self.name!r}: output must be float32, bfloat16 or float16, "
+                f"got {self.output.name}"
+            )
+        if self.promote_every is not None and self.promote_every < 1:
+            raise ValueError(
+                f"recipe {self.name!r}: promote_every = {self.promote_every}; at least 1"
+            )
+        for role in ROLES:
+            for side in ("a", "b"):
+                self._check_place(role, side)
+
+    def _check_place(self, role: Role, side: str) -> None:
+        operand = getattr(getattr(self, role), side)
+        if not isinstance(operand, Block):
+            return
+        along = operand.tile[1]
+        where = f"recipe {self.name!r}: {role}.{side} = {operand.name}"
+        if self.scales == "output" and along != "all":
+            raise ValueError(
+                f"{where} scales tiles of {along} along K; scales = 'output' needs 'all'"
+            )
+        if self.scales == "promotion" and along != "all" and self.promote_every is None:
+            raise ValueError(f"{where}: scales = 'promotion' needs promote_every")
+        if self.scales == "promotion" and along != "all" and along % (self.promote_every or along):
+            raise ValueError(
+                f"{where} scales tiles of {along} along K, which promote_every = "
+                f"{self.promote_every} does not divide"
+            )
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any operand is rounded stochastically, which takes a `key`."""
+        operands = [getattr(getattr(self, role), side) for role in ROLES for side in ("a", "b")]
+        return any(isinstance(x, Block) and x.rounding == "stochastic" for x in operands)
+
+
+def operand_bits(operand: Format | Block) -> float:
+    """Bits per element of an operand, scales included."""
+    return operand.bits_per_element if isinstance(operand, Block) else float(operand.bits)
+
+
+_RESOLVERS = {
+    Engine: get_engine,
+    Format: get_format,
+    Format | Block: get_format_or_block,
+}
+
+
+def list_recipes() -> tuple[str, ...]:
+    """The names of the catalogue's recipes, sorted.
+
+    Example:
+      >>> "deepseek_v3" in list_recipes()
+      True
+    """
+    return catalogue.names("recipes")
+
+
+@functools.cache
+def _catalogued(name: str) -> Recipe:
+    return catalogue.read("recipes", name, Recipe, _RESOLVERS).value
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """Finds a recipe by name or path to a TOML file, or passes a `Recipe` through.
+
+    Raises:
+      ValueError: no recipe has that name; near matches are listed.
+      TypeError: `recipe` is neither a string nor a `Recipe`.
+
+    Example:
+      >>> get_recipe("deepseek_v3").promote_every
+      128
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise TypeError(
+            f"`recipe` must be a recipe's name, a path to a TOML file or a Recipe, "
+            f"got {type(recipe)}"
+        )
+    if catalogue.is_path(recipe):
+        return catalogue.read("recipes", recipe, Recipe, _RESOLVERS).value
+    return _catalogued(recipe)
