@@ -92,6 +92,11 @@ def read(kind: Kind, name: str, cls: type[T], resolvers: Resolvers | None = None
     return _load(kind, folder() / kind / f"{name}.toml", cls, resolvers or {}, cited=True)
 
 
+def lookup(kind: Kind, name: str) -> Entry[dict[str, Any]]:
+    """An entry as a plain table, for those who want its citation, claims and digest alone."""
+    return _entry(kind, folder() / kind / f"{name}.toml", lambda table, _: table)
+
+
 def has_key(path: str, key: str) -> bool:
     """Whether the user's TOML file has a key, by which files of different kinds are told apart."""
     return key in _parse(Path(path))[1]
@@ -107,23 +112,27 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def _load(kind: Kind, path: Path, cls: type[T], resolvers: Resolvers, cited: bool) -> Entry[T]:
-    raw, table = _parse(path)
-    cite, claims = table.pop("cite", None), table.pop("claims", {})
-    if cited and (cite is None or table.get("name") != path.stem):
-        raise ValueError(f"{path}: an entry needs a [cite] table and name = {path.stem!r}")
     if not cited:
         resolvers = {kind: _beside(path, find) for kind, find in resolvers.items()}
-    value = decode(table, cls, where=str(path), resolvers=resolvers)
-    citation = None if cite is None else decode(cite, Citation, where=f"{path}, [cite]")
-    digest = hashlib.sha256(raw).hexdigest()
+    found = _entry(
+        kind, path, lambda table, where: decode(table, cls, where=where, resolvers=resolvers)
+    )
+    if cited and (found.citation is None or found.name != path.stem):
+        raise ValueError(f"{path}: an entry needs a [cite] table and name = {path.stem!r}")
+    return found
+
+
+def _entry(kind: Kind, path: Path, build: Callable[[dict[str, Any], str], T]) -> Entry[T]:
+    raw, table = _parse(path)
+    cite, claims = table.pop("cite", None), table.pop("claims", {})
     return Entry(
         kind=kind,
-        name=str(table["name"]),
-        value=value,
+        value=build(table, str(path)),
+        name=str(table.get("name", "")),
         path=path,
-        citation=citation,
+        citation=None if cite is None else decode(cite, Citation, where=f"{path}, [cite]"),
         claims=claims,
-        digest=digest,
+        digest=hashlib.sha256(raw).hexdigest(),
     )
 
 

@@ -1,7 +1,7 @@
 """Error measures on arrays, in float64 on the host.
 
-Every measure takes the result and an exact reference of the same shape. They are NumPy functions, not
-traced ones: JAX has no float64 unless it is switched on, and a measure must not add an error.
+Every measure takes the result and an exact reference of the same shape. They are NumPy functions,
+not traced ones: JAX has no float64 unless it is switched on, and a measure must not add an error.
 """
 
 import dataclasses

@@ -35,7 +35,7 @@ def gemm(
 
     Both operands are quantized along K as the role says, multiplied in the engine, scaled where the
     recipe says, and rounded once to the output type. A scaled product that overflows is Inf; NaN
-    and Inf operands follow their blocks. The gradient is that of the exact product (straight-through).
+    and Inf operands follow their blocks. The gradient is the exact product's (straight-through).
 
     Args:
       a: (..., M, K) float32, bfloat16 or float16: x, dy or x^T.
@@ -118,9 +118,11 @@ def _gemm(
 ) -> jax.Array:
     """Two matrices; the gradient leaves the key alone."""
 
+    plan = _plan(recipe, role)
+
     @jax.custom_jvp
     def straight_through(a: jax.Array, b: jax.Array) -> jax.Array:
-        return _forward(recipe, role, a, b, key)
+        return _forward(plan, a, b, key)
 
     @straight_through.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
@@ -135,11 +137,16 @@ def _gemm(
     return straight_through(a, b)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "role"))
-def _forward(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
-) -> jax.Array:
+@functools.cache
+def _plan(recipe: Recipe, role: Role) -> Recipe:
+    """The recipe as this role sees it, so that roles and names that agree compile once."""
     pair = getattr(recipe, role)
+    return dataclasses.replace(recipe, name="", fprop=pair, dgrad=pair, wgrad=pair)
+
+
+@functools.partial(jax.jit, static_argnames="recipe")
+def _forward(recipe: Recipe, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+    pair = recipe.fprop
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
     left = prepare_operand(a, pair.a, recipe.scales, axis=-1, key=a_key)
     right = prepare_operand(b, pair.b, recipe.scales, axis=-2, key=b_key)

@@ -1,4 +1,4 @@
-"""One operand of a product, quantized: its elements, and the scales that are still to be applied."""
+"""One operand of a product, quantized: its elements, and the scales still to be applied."""
 
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ class Operand(NamedTuple):
 
     Attributes:
       values: float32, of the operand's shape.
-      scales: float32 bits that the product is multiplied by: one for each row (of a) or column (of b)
-        and each tile along K, or None where `values` hold the scales already.
+      scales: float32 bits that the product is multiplied by: one for each row (of a) or column
+        (of b) and each tile along K, or None where `values` hold the scales already.
       tensor_scale: float32 bits of shape (1, 1), or None.
     """
 

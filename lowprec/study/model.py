@@ -1,0 +1,122 @@
+"""The model under a recipe: how much held-out loss it costs, paired with bf16 by document."""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from lowprec.gemm.gemm import gemm
+from lowprec.gemm.recipe import OperandPair, Recipe, get_recipe
+from lowprec.models.corpus import Windows
+from lowprec.models.transformer import TransformerConfig, forward
+from lowprec.study.intervals import paired_interval, tied_ranks
+from lowprec.study.rows import ModelRow
+
+Quantized = Literal["weights", "activations", "both"]
+QUANTIZED: tuple[Quantized, ...] = ("weights", "activations", "both")
+BATCH = 8
+
+
+class Predictions(NamedTuple):
+    """What a model says of every byte to be predicted, flattened.
+
+    Attributes:
+      log_probabilities: (bytes, vocabulary) float32, natural.
+      targets: (bytes,) the bytes that came.
+      document: (bytes,) the document of each.
+    """
+
+    log_probabilities: NDArray
+    targets: NDArray
+    document: NDArray
+
+
+def partly(recipe: Recipe, quantized: Quantized) -> Recipe:
+    """The recipe with one operand left in bfloat16: x for `weights`, w for `activations`."""
+    plain = get_recipe("bf16").fprop
+    pair = {
+        "weights": OperandPair(a=plain.a, b=recipe.fprop.b),
+        "activations": OperandPair(a=recipe.fprop.a, b=plain.b),
+        "both": recipe.fprop,
+    }[quantized]
+    return dataclasses.replace(recipe, fprop=pair)
+
+
+def predict(
+    params: Any, config: TransformerConfig, text: Windows, recipe: Recipe, quantized: Quantized
+) -> Predictions:
+    """Runs the model over the windows with every linear layer but the head under the recipe."""
+    chosen = partly(recipe, quantized)
+    rows = []
+    padded = -len(text.tokens) % BATCH
+    tokens = np.pad(text.tokens, [(0, padded), (0, 0)])
+    for start in range(0, len(tokens), BATCH):
+        batch = _log_probabilities(
+            params, jnp.asarray(tokens[start : start + BATCH]), config, chosen
+        )
+        rows.append(np.asarray(batch))
+    every = np.concatenate(rows)[: len(text.tokens)]
+    return Predictions(
+        log_probabilities=every[:, :-1][text.mask],
+        targets=text.tokens[:, 1:][text.mask],
+        document=np.broadcast_to(text.document[:, None], text.mask.shape)[text.mask],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "recipe"))
+def _log_probabilities(
+    params: Any, tokens: jax.Array, config: TransformerConfig, recipe: Recipe
+) -> jax.Array:
+    def linear(x: jax.Array, w: jax.Array) -> jax.Array:
+        return gemm(x, w, recipe)
+
+    logits = forward(params, tokens, config, linear=linear)
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+def compare_model(
+    baseline: Predictions, other: Predictions, recipe: Recipe, quantized: Quantized, *, seed: int
+) -> ModelRow:
+    """The row of one recipe, its rank still open."""
+    index = np.arange(baseline.targets.size)
+    bits = [
+        -p.log_probabilities[index, p.targets].astype(np.float64) / np.log(2.0)
+        for p in (baseline, other)
+    ]
+    documents = int(baseline.document.max()) + 1
+    weight = np.bincount(baseline.document, minlength=documents).astype(np.float64)
+    difference = np.bincount(baseline.document, bits[1] - bits[0], minlength=documents)
+    increase, low, high = paired_interval(difference, weight, seed=seed)
+    p = baseline.log_probabilities.astype(np.float64)
+    q = other.log_probabilities.astype(np.float64)
+    divergence = np.sum(np.exp(p) * (p - q), axis=-1)
+    flips = np.argmax(p, axis=-1) != np.argmax(q, axis=-1)
+    return ModelRow(
+        recipe=f"recipe:{recipe.name}",
+        quantized=quantized,
+        bits_per_byte=float(np.mean(bits[1])),
+        increase=increase,
+        low=low,
+        high=high,
+        kl_median=float(np.median(divergence)),
+        kl_percentile_99=float(np.quantile(divergence, 0.99)),
+        top1_flips=float(np.mean(flips)),
+        documents=documents,
+        bytes=int(weight.sum()),
+        rank="",
+    )
+
+
+def ranked(rows: list[ModelRow]) -> list[ModelRow]:
+    """Fills in the ranks among rows that quantize the same operands."""
+    done = []
+    for quantized in QUANTIZED:
+        group = [row for row in rows if row.quantized == quantized]
+        ranks = tied_ranks([(row.low, row.high) for row in group])
+        for row, rank in zip(group, ranks, strict=True):
+            done.append(dataclasses.replace(row, rank=rank))
+    return done

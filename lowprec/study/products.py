@@ -1,0 +1,112 @@
+"""Products and lone tensors under recipes, measured against float64."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowprec.gemm.gemm import gemm
+from lowprec.gemm.recipe import ROLES, Recipe, Role, operand_bits
+from lowprec.metrics import measure
+from lowprec.models.operands import LoneTensor, Operands
+from lowprec.numerics.format import Format
+from lowprec.scaling.block import Block
+from lowprec.scaling.cast import cast
+from lowprec.study.fate import Fate, operand_fate
+from lowprec.study.rows import ProductRow, TensorRow, error_columns
+
+
+def compare_products(
+    operands: Sequence[Operands], recipe: Recipe, *, source: str
+) -> Iterator[ProductRow]:
+    """Every product of every layer under one recipe, a row each.
+
+    The reference is the float64 product of the operands as stored. Float32 operands are used as
+    float32, 16-bit ones exactly.
+    """
+    for layer in operands:
+        for role in (role for role in ROLES if role in layer.roles):
+            a, b = (_device(x) for x in layer.product(role))
+            yield _product_row(layer.layer, role, a, b, recipe, source)
+
+
+def _product_row(
+    layer: str, role: Role, a: jax.Array, b: jax.Array, recipe: Recipe, source: str
+) -> ProductRow:
+    y, left, right = _run(a, b, recipe, role)
+    wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    measures = measure(np.asarray(y, np.float64), wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b))
+    pair = getattr(recipe, role)
+    elements = a.size + b.size
+    return ProductRow(
+        source=source,
+        layer=layer,
+        role=role,
+        recipe=f"recipe:{recipe.name}",
+        block_a=qualified(pair.a),
+        block_b=qualified(pair.b),
+        engine=f"engine:{recipe.engine.name}",
+        reproducibility=recipe.engine.reproducibility,
+        m=a.shape[0],
+        k=a.shape[1],
+        n=b.shape[1],
+        bits_per_element=pair.bits_per_element,
+        backward_error=measures.backward_error,
+        clipped=(int(left.clipped) + int(right.clipped)) / elements,
+        flushed=(int(left.flushed) + int(right.flushed)) / elements,
+        **error_columns(measures),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "role"))
+def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
+    # One program: the compiler quantizes each operand once for the product and its statistics.
+    pair = getattr(recipe, role)
+    key = jax.random.key(0) if recipe.stochastic else None
+    y = gemm(a, b, recipe, role=role, key=key)
+    return y, operand_fate(a, pair.a, -1), operand_fate(b, pair.b, -2)
+
+
+def compare_tensors(
+    tensors: Sequence[LoneTensor], target: Format | Block, *, source: str
+) -> Iterator[TensorRow]:
+    """Every tensor under one block scaling along its last axis, a row each."""
+    for tensor in tensors:
+        x = _device(tensor.x)
+        y, fate = _cast(x, target)
+        measures = measure(np.asarray(y, np.float64), np.asarray(x, np.float64))
+        yield TensorRow(
+            source=source,
+            name=tensor.name,
+            block=qualified(target),
+            rows=x.shape[0],
+            columns=x.shape[1],
+            bits_per_element=operand_bits(target),
+            clipped=int(fate.clipped) / x.size,
+            flushed=int(fate.flushed) / x.size,
+            **error_columns(measures),
+        )
+
+
+@functools.partial(jax.jit, static_argnames="target")
+def _cast(x: jax.Array, target: Format | Block) -> tuple[jax.Array, Fate]:
+    return cast(x.astype(jnp.float32), target), operand_fate(x, target, -1)
+
+
+def qualified(target: Format | Block) -> str:
+    """`block:NAME` or `format:NAME`: one name may stand for entries of several kinds."""
+    return f"{'block' if isinstance(target, Block) else 'format'}:{target.name}"
+
+
+def blocks_of(recipes: Sequence[Recipe]) -> list[Format | Block]:
+    """What the recipes quantize operands to, without repetition, by name."""
+    found = {qualified(x): x for r in recipes for x in (r.fprop.a, r.fprop.b, r.wgrad.a, r.dgrad.a)}
+    return [found[name] for name in sorted(found)]
+
+
+def _device(x: np.ndarray) -> jax.Array:
+    """On the device, in float32 where the type is neither that nor one of 16 bits."""
+    narrow = x.dtype.name in ("float32", "bfloat16", "float16")
+    return jnp.asarray(x if narrow else x.astype(np.float32))
