@@ -82,7 +82,7 @@ def gain(result: ArrayLike, reference: ArrayLike) -> tuple[float, float]:
     """The least-squares slope of result on reference, minus 1, and its standard error.
 
     A rounding that shrinks every sum shows here, and hides in SQNR. The standard error is White's
-    (1980, HC0), which allows for noise that grows with the signal; it treats elements as independent.
+    (1980, HC0), which allows for noise that grows with the signal; elements count as independent.
 
     Example:
       >>> slope, error = gain([0.9, 1.8], [1.0, 2.0])
@@ -114,7 +114,7 @@ def backward_error(result: ArrayLike, reference: ArrayLike, magnitude: ArrayLike
     """The largest |y - x| / (|A| |B|) over the elements of a product; 0 / 0 counts as 0.
 
     The componentwise backward error (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-    section 7.2): how far the operands would have to move, relative to themselves, to give y exactly.
+    section 7.2): how far the operands would have to move, relative to themselves, to give y.
 
     Example:
       >>> backward_error([1.5], [1.0], [10.0])

@@ -28,18 +28,18 @@ def quantize(
 ) -> QTensor:
     """Quantizes a tensor in tiles that share a scale.
 
-    Zero tiles give zero codes, and -0 keeps its sign; subnormals, of x and of the scales, are exact.
-    A tile with Inf or NaN follows the block: MX blocks make the whole tile NaN. Ragged tiles at the
-    end are tiles of what is left.
+    Zero tiles give zero codes, and -0 keeps its sign; subnormals, of x and of the scales, are
+    exact. A tile with Inf or NaN follows the block: MX blocks make the whole tile NaN. Ragged tiles
+    at the end are tiles of what is left.
 
     Args:
-      x: float32, bfloat16 or float16, any shape with at least one axis and no empty one. Axes before
-        the last two are batch axes, but a tile of ["all", "all"] and a tensor scale span them all:
-        `jax.vmap` gives each batch member its own.
+      x: float32, bfloat16 or float16, any shape with at least one axis and no empty one. Axes
+        before the last two are batch axes, but a tile of ["all", "all"] and a tensor scale span
+        them all: `jax.vmap` gives each batch member its own.
       block: a block by name, path or value.
       axis: the contraction axis, along which the tile's second size runs.
-      amax: for static or delayed scaling, the largest magnitudes to scale by instead of the measured
-        ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale, else of the
+      amax: for static or delayed scaling, the largest magnitudes to scale by instead of the
+        measured ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale, else of the
         tiles (broadcastable to the scales' shape). What lies above saturates.
       rounding: of the elements; by default the block's.
       random_bits: for `stochastic`, an unsigned array of x's shape.

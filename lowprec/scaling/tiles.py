@@ -1,4 +1,4 @@
-"""Tiles of an array: the largest magnitude in each, and a value for each spread over its elements."""
+"""Tiles of an array: the largest magnitude in each, and a value a tile spread over its elements."""
 
 import jax
 import jax.numpy as jnp

@@ -13,6 +13,7 @@ from lowprec.gemm.gemm import gemm
 from lowprec.gemm.recipe import OperandPair, Recipe, get_recipe
 from lowprec.models.corpus import Windows
 from lowprec.models.transformer import TransformerConfig, forward
+from lowprec.scaling.cast import cast
 from lowprec.study.intervals import paired_interval, tied_ranks
 from lowprec.study.rows import ModelRow
 
@@ -35,30 +36,47 @@ class Predictions(NamedTuple):
     document: NDArray
 
 
-def partly(recipe: Recipe, quantized: Quantized) -> Recipe:
-    """The recipe with one operand left in bfloat16: x for `weights`, w for `activations`."""
-    plain = get_recipe("bf16").fprop
-    pair = {
-        "weights": OperandPair(a=plain.a, b=recipe.fprop.b),
-        "activations": OperandPair(a=recipe.fprop.a, b=plain.b),
-        "both": recipe.fprop,
-    }[quantized]
+def activations_only(recipe: Recipe) -> Recipe:
+    """The recipe with weights left in bfloat16."""
+    pair = OperandPair(a=recipe.fprop.a, b=get_recipe("bf16").fprop.b)
     return dataclasses.replace(recipe, fprop=pair)
+
+
+def weights_as_given() -> Recipe:
+    """The bf16 recipe for weights that are quantized already, and float32 therefore."""
+    pair = OperandPair(a=get_recipe("bf16").fprop.a, b=get_recipe("float32").fprop.b)
+    return dataclasses.replace(get_recipe("bf16"), fprop=pair)
+
+
+def quantize_weights(params: Any, recipe: Recipe) -> Any:
+    """The parameters with every layer's weights cast to what the recipe makes of them, float32."""
+
+    def one(path: Any, w: jax.Array) -> jax.Array:
+        if path[-1].key == "norm":
+            return w
+        return jax.vmap(lambda w: cast(w.astype(jnp.float32), recipe.fprop.b, axis=-2))(w)
+
+    return {**params, "layers": jax.tree.map_with_path(one, params["layers"])}
 
 
 def predict(
     params: Any, config: TransformerConfig, text: Windows, recipe: Recipe, quantized: Quantized
 ) -> Predictions:
-    """Runs the model over the windows with every linear layer but the head under the recipe."""
-    chosen = partly(recipe, quantized)
+    """Runs the model over the windows with every linear layer but the head under the recipe.
+
+    `weights` multiplies bfloat16 inputs with quantized weights in float32; `activations` leaves the
+    weights in bfloat16.
+    """
+    if quantized == "weights":
+        params, recipe = quantize_weights(params, recipe), weights_as_given()
+    elif quantized == "activations":
+        recipe = activations_only(recipe)
     rows = []
     padded = -len(text.tokens) % BATCH
     tokens = np.pad(text.tokens, [(0, padded), (0, 0)])
     for start in range(0, len(tokens), BATCH):
-        batch = _log_probabilities(
-            params, jnp.asarray(tokens[start : start + BATCH]), config, chosen
-        )
-        rows.append(np.asarray(batch))
+        batch = jnp.asarray(tokens[start : start + BATCH])
+        rows.append(np.asarray(_log_probabilities(params, batch, config, recipe)))
     every = np.concatenate(rows)[: len(text.tokens)]
     return Predictions(
         log_probabilities=every[:, :-1][text.mask],

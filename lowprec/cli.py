@@ -1,0 +1,224 @@
+"""The `lowprec` command: list and show the catalogue, compare recipes."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from lowprec import catalogue
+from lowprec.gemm.recipe import get_recipe, list_recipes
+from lowprec.report import Results, write_report
+from lowprec.report.describe import KINDS, describe, find_entries
+from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
+from lowprec.study.compare import BASELINES
+
+_FAILURES = (ValueError, TypeError, OSError, ImportError)
+
+
+@dataclass(frozen=True)
+class ListEntries:
+    """List the entries of one kind.
+
+    Example: lowprec list recipes
+    """
+
+    kind: tyro.conf.Positional[Literal["formats", "blocks", "engines", "recipes"]]
+    """Which kind of entry."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Show an entry: parameters, derived figures, values and source.
+
+    Example: lowprec show nvfp4, lowprec show block nvfp4, lowprec show my_format.toml
+    """
+
+    name: tyro.conf.Positional[tuple[str, ...]]
+    """[KIND] NAME: a name or a path to a TOML file; without a kind, all entries of that name."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare recipes: on the small model that the repository carries, or on your own tensors.
+
+    Example: lowprec compare --operands dump.safetensors --recipes mxfp8 nvfp4 mine.toml
+    """
+
+    operands: tuple[Path, ...] = ()
+    """Files (.npy .npz .safetensors) with keys LAYER.x, LAYER.w, LAYER.dy, or lone 2-D tensors."""
+
+    recipes: tuple[str, ...] = ()
+    """Names or paths to TOML files; by default all of the catalogue."""
+
+    a: str | None = None
+    """The key of the left operand (M, K), with --b."""
+
+    b: str | None = None
+    """The key of the right operand (K, N), with --a."""
+
+    out: Path = Path("lowprec-report")
+    """The directory that the report is written to."""
+
+    preset: Literal["quick", "full"] = "quick"
+    """How much of the model's held-out text is read."""
+
+
+Command = Annotated[
+    Annotated[ListEntries, tyro.conf.subcommand("list")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")],
+    tyro.conf.OmitArgPrefixes,
+]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit status. A failure is one line without `--debug`."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    command = tyro.cli(
+        Command,
+        prog="lowprec",
+        args=arguments,
+        description="Bit-exact FP8, FP6 and FP4 numerics: what a recipe loses, and why. "
+        "--debug anywhere shows the traceback of a failure.",
+    )
+    try:
+        return _dispatch(command, arguments)
+    except KeyboardInterrupt:
+        print("lowprec: interrupted", file=sys.stderr)
+        return 130
+    except _FAILURES as error:
+        if debug:
+            raise
+        print(f"lowprec: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())
+
+
+def _dispatch(command: Any, arguments: Sequence[str]) -> int:
+    match command:
+        case ListEntries(kind=kind):
+            folder = KINDS[kind.removesuffix("s")][0]
+            print("\n".join(catalogue.names(folder)))
+        case Show(name=name):
+            _show(name)
+        case Compare():
+            _compare(command, "lowprec " + shlex.join(arguments))
+    return 0
+
+
+def _show(words: tuple[str, ...]) -> None:
+    kind = words[0].removesuffix("s") if len(words) == 2 else None
+    if len(words) not in (1, 2) or (kind is not None and kind not in KINDS):
+        raise ValueError(
+            f"`show` takes [KIND] NAME, KIND one of {', '.join(KINDS)}; got {' '.join(words)!r}"
+        )
+    found = find_entries(words[-1], kind)
+    print("\n\n".join(describe(kind, value) for kind, value in found))
+
+
+def _compare(command: Compare, line: str) -> None:
+    if (command.a is None) != (command.b is None):
+        raise ValueError("`--a` and `--b` go together: the keys of the left and the right operand")
+    if command.a is not None and len(command.operands) != 1:
+        raise ValueError(f"`--a` and `--b` need one --operands file, got {len(command.operands)}")
+    names = command.recipes or tuple(x for x in list_recipes() if x not in BASELINES)
+    recipes = [get_recipe(name) for name in names]
+    _check_writable(command.out)
+    preset, collected, console = PRESETS[command.preset], Collected(), Console(stderr=True)
+    files = list(command.operands)
+    finished = False
+    try:
+        with _progress(console) as bar:
+            task = bar.add_task("loading", total=None)
+
+            def tell(step: str, done: int, total: int) -> None:
+                bar.update(task, description=step, completed=done, total=total)
+
+            if files:
+                compare_files(files, recipes, collected, tell, a=command.a, b=command.b)
+            else:
+                files = compare_captured(recipes, preset, collected, tell)
+        finished = True
+    finally:
+        # What has finished is written whatever ended the run.
+        if finished or collected.products or collected.tensors:
+            settings = {"preset": asdict(preset), "complete": finished, "bootstrap": "documents"}
+            record = manifest(recipes, files, settings)
+            page = write_report(_results(collected, record, line), command.out)
+            console.print(f"{'report' if finished else 'partial report'}: {page}", soft_wrap=True)
+    _summary(collected, console)
+
+
+def _check_writable(out: Path) -> None:
+    """Fails before the work where the report could not be written after it."""
+    if not out.parent.is_dir():
+        raise ValueError(f"cannot write a report to {out}: {out.parent} is not a directory")
+    out.mkdir(exist_ok=True)
+    probe = out / ".lowprec"
+    probe.touch()
+    probe.unlink()
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _results(collected: Collected, record: dict[str, Any], line: str) -> Results:
+    def frame(rows: Sequence[Any]) -> pl.DataFrame:
+        tables = [row if isinstance(row, dict) else asdict(row) for row in rows]
+        return pl.DataFrame(tables, infer_schema_length=None)
+
+    return Results(
+        products=frame(collected.products),
+        tensors=frame(collected.tensors),
+        cards=frame(collected.cards),
+        model=frame(collected.model),
+        histogram=frame(collected.histogram),
+        timings=frame(collected.timings),
+        manifest=record,
+        command=line,
+    )
+
+
+def _summary(collected: Collected, console: Console) -> None:
+    """The medians in the terminal, for those who read no further."""
+    table = Table(title="median SQNR, dB")
+    roles = list(dict.fromkeys(row.role for row in collected.products))
+    table.add_column("recipe")
+    for role in roles:
+        table.add_column(role, justify="right")
+    frame = pl.DataFrame([asdict(row) for row in collected.products])
+    if frame.is_empty():
+        return
+    medians = frame.group_by("recipe", "role").agg(pl.col("sqnr_db").median())
+    found = {(row["recipe"], row["role"]): row["sqnr_db"] for row in medians.iter_rows(named=True)}
+    for recipe in dict.fromkeys(row.recipe for row in collected.products):
+        cells = [f"{found[recipe, role]:.1f}" if (recipe, role) in found else "" for role in roles]
+        table.add_row(recipe, *cells)
+    console.print(table)

@@ -1,0 +1,142 @@
+"""One catalogue entry in text: what it declares, what follows from it, and where it comes from."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lowprec import catalogue
+from lowprec.engines.engine import Engine, get_engine
+from lowprec.gemm.recipe import ROLES, Recipe, get_recipe, operand_bits
+from lowprec.numerics.format import Format, aliases, get_format
+from lowprec.report.terminal import number_line
+from lowprec.scaling.block import Block, get_block
+
+Entry = Format | Block | Engine | Recipe
+
+KINDS: dict[str, tuple[catalogue.Kind, Any]] = {
+    "format": ("elements", get_format),
+    "block": ("blocks", get_block),
+    "engine": ("engines", get_engine),
+    "recipe": ("recipes", get_recipe),
+}
+"""What a person calls each kind: its folder, and the function that finds an entry."""
+
+TABLE_BITS = 8
+_COLUMNS = 8
+
+
+def find_entries(name: str, kind: str | None = None) -> list[tuple[str, Entry]]:
+    """All entries of that name, or of that TOML file, as (kind, value).
+
+    Raises:
+      ValueError: nothing has that name; near matches of every kind are listed.
+    """
+    if kind is not None:
+        return [(kind, KINDS[kind][1](name))]
+    if catalogue.is_path(name):
+        return [_from_file(name)]
+    found = [
+        (kind, find(name))
+        for kind, (folder, find) in KINDS.items()
+        if name in catalogue.names(folder) or (kind == "format" and name.lower() in aliases())
+    ]
+    if not found:
+        known = {entry for folder, _ in KINDS.values() for entry in catalogue.names(folder)}
+        raise ValueError(catalogue.unknown("entry", name, sorted(known)))
+    return found
+
+
+def _from_file(path: str) -> tuple[str, Entry]:
+    """A user's file is what its keys say it is."""
+    keys = {"recipe": "fprop", "block": "element", "engine": "accumulation"}
+    kind = next((kind for kind, key in keys.items() if catalogue.has_key(path, key)), "format")
+    return kind, KINDS[kind][1](path)
+
+
+def describe(kind: str, value: Entry, width: int = 78) -> str:
+    """An entry as lines of text: parameters, derived figures, values of a format, citation."""
+    parts = [f"{kind}:{value.name}", *_table("declared", _declared(value))]
+    parts += _table("derived", _derived(value))
+    if isinstance(value, Format):
+        parts += ["", number_line(value, width)]
+        if value.bits <= TABLE_BITS:
+            parts += ["", *_value_table(value)]
+    return "\n".join([*parts, *_citation(KINDS[kind][0], value.name)])
+
+
+def _declared(value: Entry) -> dict[str, str]:
+    shown = {}
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if field.name != "name" and content is not None:
+            shown[field.name] = _text(content)
+    return shown
+
+
+def _text(content: Any) -> str:
+    if dataclasses.is_dataclass(content):
+        if hasattr(content, "name"):
+            return str(getattr(content, "name"))  # noqa: B009 - narrowed by hasattr alone
+        members = dataclasses.fields(content)
+        return ", ".join(f"{x.name} = {_text(getattr(content, x.name))}" for x in members)
+    if isinstance(content, tuple):
+        return " x ".join(str(item) for item in content)
+    return str(content).lower() if isinstance(content, bool) else str(content)
+
+
+def _derived(value: Entry) -> dict[str, str]:
+    match value:
+        case Format():
+            names = ("bits", "max", "min", "min_normal", "min_subnormal", "has_inf", "has_nan")
+            shown = {name: getattr(value, name) for name in names}
+            return {name: _text(x) for name, x in shown.items() if x is not None}
+        case Block():
+            return {
+                "bits_per_element": f"{value.bits_per_element:g}",
+                "scale_bits_per_element": f"{value.scale_bits_per_element:g}",
+                "element max": f"{value.element.max:g}",
+            }
+        case Recipe():
+            pairs = {role: getattr(value, role) for role in ROLES}
+            return {
+                f"{role} bits_per_element": f"{operand_bits(pair.a):g} (a), "
+                f"{operand_bits(pair.b):g} (b)"
+                for role, pair in pairs.items()
+            }
+        case Engine():
+            return {}
+
+
+def _table(title: str, rows: dict[str, str]) -> list[str]:
+    if not rows:
+        return []
+    width = max(len(name) for name in rows)
+    return ["", f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows.items())]
+
+
+def _value_table(fmt: Format) -> list[str]:
+    """Values by code, of the codes without a sign bit, in rows of eight."""
+    values = fmt.values
+    assert values is not None
+    half = fmt.sign_mask or len(values)
+    digits = -(-fmt.bits // 4)
+    cells = [f"{np.format_float_positional(v, trim='-', precision=7)}" for v in values[:half]]
+    if fmt.max > 1e6 or (fmt.min_normal or 1) < 1e-6:
+        cells = [f"{v:g}" for v in values[:half]]
+    width = max(len(cell) for cell in cells)
+    rows = [
+        f"  0x{start:0{digits}x}  "
+        + "  ".join(f"{cell:>{width}}" for cell in cells[start : start + _COLUMNS])
+        for start in range(0, half, _COLUMNS)
+    ]
+    sign = "; the sign bit negates" if fmt.encoding == "sign_magnitude" and fmt.signed else ""
+    return [f"values by code{sign}:", *rows]
+
+
+def _citation(kind: catalogue.Kind, name: str) -> list[str]:
+    if name not in catalogue.names(kind):
+        return ["", "source: the user's own file"]
+    cited = catalogue.lookup(kind, name).citation
+    assert cited is not None
+    return ["", f"source: {cited}", *([f"note: {cited.note}"] if cited.note else [])]

@@ -1,0 +1,145 @@
+"""One HTML page that needs nothing beside it: findings, figures, tables, sources, manifest."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+
+from lowprec.report import digest, entries, figures, style, tables
+from lowprec.report.findings import findings, scope
+from lowprec.report.results import SCHEMAS, Results
+
+Draw = Callable[..., style.Picture | None]
+FIGURES: Mapping[str, tuple[str, str, Draw]] = {
+    "sqnr_by_bits": ("Error against bits", "products", figures.error_by_bits),
+    "sqnr_by_layer": ("Error by layer and role", "products", figures.error_by_layer),
+    "loss_increase": ("Loss of the model", "model", figures.loss_increase),
+    "code_use": ("Use of the format's values", "histogram", figures.code_use),
+    "sqnr_by_block": ("Error of block scalings alone", "tensors", figures.tensor_errors),
+}
+"""Every figure by name: its heading, the frame it is drawn from, and its function."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A figure as it stands on the page, drawn for a screen and for a phone."""
+
+    name: str
+    heading: str
+    title: str
+    sentence: str
+    data: str
+    wide: str
+    narrow: str
+
+
+def write_report(results: Results, out: Path) -> Path:
+    """Writes tables, figures, the manifest and `index.html` into the directory `out`.
+
+    The directory is made where it is missing, its parent is not. The same results give the same
+    bytes in every file; measured times are in `timings.*` and in a table of the page alone.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ValueError: the parent of `out` is missing, or `out` is a file.
+      OSError: `out` cannot be written.
+    """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"cannot write a report to {out}: {out.parent} is not a directory")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"cannot write a report to {out}: it is a file")
+    drawn = out / "figures"
+    try:
+        drawn.mkdir(parents=True, exist_ok=True)
+        tables.write_tables(results, out)
+        shown = [show(name, results) for name in FIGURES]
+        for name, figure in zip(FIGURES, shown, strict=True):
+            path = drawn / f"{name}.svg"
+            path.unlink(missing_ok=True)
+            if figure is not None:
+                path.write_text(_standalone(figure.wide), encoding="utf-8")
+        page = out / "index.html"
+        page.write_text(render(results, [f for f in shown if f is not None]), encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot write the report to {out}: {error}") from error
+    return page
+
+
+def show(name: str, results: Results) -> Shown | None:
+    """A figure in both widths, or None where its data are missing."""
+    heading, data, draw = FIGURES[name]
+    frame = getattr(results, data)
+    wide, narrow = draw(frame), draw(frame, narrow=True)
+    if wide is None or narrow is None:
+        return None
+    return Shown(
+        name=name,
+        heading=heading,
+        title=wide.title,
+        sentence=wide.sentence,
+        data=data,
+        wide=style.svg(wide.figure, name),
+        narrow=style.svg(narrow.figure, f"{name}-narrow", narrow=True),
+    )
+
+
+def render(results: Results, shown: list[Shown]) -> str:
+    """The page's text."""
+    frames = results.frames()
+    return _template().render(
+        command=results.command,
+        subject="block scaling"
+        if results.products.is_empty() and len(results.tensors)
+        else "recipe",
+        scope=scope(results),
+        findings=findings(results),
+        figures=shown,
+        tables=digest.page_tables(results),
+        timings=digest.timing_table(results.timings),
+        entries=entries.used_entries(results),
+        manifest=_flat(results.manifest),
+        files=[(name, _rows(frames[name])) for name in SCHEMAS if len(frames[name])],
+    )
+
+
+def _rows(frame: pl.DataFrame) -> str:
+    return f"{len(frame):,}"
+
+
+def _standalone(drawn: str) -> str:
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn}'
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested manifest as lines of dotted keys, sorted."""
+    if isinstance(value, Mapping):
+        items = sorted((str(key), item) for key, item in value.items())
+        return [
+            line
+            for key, item in items
+            for line in _flat(item, f"{prefix}.{key}" if prefix else key)
+        ]
+    if isinstance(value, list | tuple):
+        return [(prefix, ", ".join(str(item) for item in value))]
+    return [(prefix, str(value))]
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    folder = files("lowprec.report").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("index.html.jinja")

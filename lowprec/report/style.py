@@ -1,0 +1,159 @@
+"""How figures look: one palette, one set of sizes, and SVG that is the same bytes every time."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lowprec.report import words
+
+INK, MUTED, GRID = "#1f2430", "#5b6270", "#e3e5ea"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#882255", "#6b6b6b")
+"""Okabe and Ito's colours without yellow and black, which vanish on white or are the floors'."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "d")
+WIDE, NARROW = 10.4, 3.75
+"""Widths of a figure in inches: of the page, and of a phone."""
+Look = dict[str, Any]
+"""Colour and marker of a series, as keywords of matplotlib."""
+
+_RC: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "white",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.handletextpad": 0.4,
+    "savefig.facecolor": "white",
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure with what it says: the finding, its title, and a sentence on how to read it.
+
+    Attributes:
+      figure: the drawing.
+      title: the finding, computed from the data.
+      sentence: what is shown and over what.
+    """
+
+    figure: Figure
+    title: str
+    sentence: str
+
+
+@contextlib.contextmanager
+def look(narrow: bool = False, salt: str = "lowprec") -> Iterator[None]:
+    """Sets matplotlib's parameters while a figure is made or written."""
+    size = 9.0 if narrow else 10.0
+    sizes: dict[Any, Any] = {
+        "font.size": size,
+        "axes.labelsize": size,
+        "axes.titlesize": size + 0.5,
+        "legend.fontsize": size,
+        "xtick.labelsize": size - 0.5,
+        "ytick.labelsize": size - 0.5,
+    }
+    with matplotlib.rc_context({**_RC, **sizes, "svg.hashsalt": salt}):
+        yield
+
+
+def start(narrow: bool, height: float, narrow_height: float, title: str) -> Figure:
+    """An empty figure with its finding as the title, at the left."""
+    width, tall = (NARROW, narrow_height) if narrow else (WIDE, height)
+    figure = Figure(figsize=(width, tall), layout="constrained")
+    lines = textwrap.wrap(title, 40 if narrow else 100, break_on_hyphens=False)
+    size = 10.0 if narrow else 12.5
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=size, fontweight="bold")
+    return figure
+
+
+def styles(names: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of each series: the same in every figure of a report."""
+    return {
+        name: {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(sorted(set(names)))
+    }
+
+
+def handle(name: str, look: Look) -> Line2D:
+    """The legend's entry of a series of points."""
+    return Line2D([], [], **look, linestyle="none", markersize=6.5, label=words.label(name))
+
+
+def legend(figure: Figure, handles: Sequence[Line2D], narrow: bool, columns: int = 6) -> None:
+    """A legend below the axes."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), (2 if longest <= 20 else 1) if narrow else columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def floor_line(axes: Axes, value: float | None, name: str, dashes: str) -> None:
+    """A reference line where it lies within the axes, else a line at their edge that says so.
+
+    To be called when the limits stand: a float32 floor some 80 dB away would flatten all else.
+    """
+    if value is None:
+        return
+    low, high = axes.get_ylim()
+    outside = value > high
+    at = high - 0.004 * (high - low) if outside else value
+    text = f"{name} {value:.1f} dB{', off scale ↑' if outside else ''}"
+    axes.axhline(at, color=INK, linewidth=1.1, linestyle=dashes, zorder=1)
+    axes.annotate(
+        text,
+        (0.995, at),
+        (0, -3),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="top",
+        ha="right",
+        color=INK,
+        fontsize=matplotlib.rcParams["xtick.labelsize"],
+    )
+
+
+def svg(figure: Figure, name: str, *, narrow: bool = False) -> str:
+    """The figure as an `<svg>` element that can stand in a page beside others.
+
+    No date, no metadata, and ids that begin with `name`, which must differ between figures.
+    """
+    buffer = io.StringIO()
+    metadata: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with look(narrow, salt=name), warnings.catch_warnings():
+        # The reader's browser draws the text, with whatever fonts have the glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :]
+    drawn = re.sub(r"\s*<metadata>.*?</metadata>", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r"\s*<!--.*?-->", "", drawn, flags=re.DOTALL)
+    drawn = drawn.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
+    drawn = re.sub(r'(?<=\sid=")(?=[^"]+")', f"{name}-", drawn)
+    drawn = drawn.replace("url(#", f"url(#{name}-")
+    drawn = re.sub(r'\sxlink:href="#', f' href="#{name}-', drawn)
+    return drawn.replace("<svg ", f'<svg id="{name}" ', 1)
