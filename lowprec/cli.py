@@ -153,6 +153,8 @@ def _compare(command: Compare, line: str) -> None:
 
             def tell(step: str, done: int, total: int) -> None:
                 bar.update(task, description=step, completed=done, total=total)
+                if done and not console.is_terminal:
+                    console.print(f"{done}/{total} {step}", soft_wrap=True)
 
             if files:
                 compare_files(files, recipes, collected, tell, a=command.a, b=command.b)
@@ -186,6 +188,8 @@ def _progress(console: Console) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 

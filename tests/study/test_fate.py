@@ -1,0 +1,31 @@
+"""Clipped, flushed and counted elements, against a count by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowprec as lp
+from lowprec.study.fate import operand_fate, value_histogram
+
+# The floor rule scales amax 7.5 by 1: 7.5 is past 6 + half a step (7), 6.9 is not; 0.2 vanishes.
+X = np.array([[7.5, 6.9, 1.0, 0.2, 0.0, -0.2, -7.2, 0.3] + [0.0] * 24], np.float32)
+
+
+def test_fate_of_a_block() -> None:
+    fate = operand_fate(jnp.asarray(X), lp.get_block("mxfp4"), -1)
+    assert (int(fate.clipped), int(fate.flushed)) == (2, 2)
+    traced = jax.jit(lambda x: operand_fate(x, lp.get_block("mxfp4"), -1))(X)
+    assert (int(traced.clipped), int(traced.flushed)) == (2, 2)
+
+
+def test_fate_of_a_format() -> None:
+    x = jnp.asarray([[1e5, 6e4, 1e-9, 0.0, -1e5]], jnp.float32)
+    fate = operand_fate(x, lp.get_format("float8_e5m2"), -1)
+    assert (int(fate.clipped), int(fate.flushed)) == (3, 1)
+
+
+def test_histogram_counts_every_element() -> None:
+    counts = dict(value_histogram(X, lp.get_block("mxfp4")))
+    assert sum(counts.values()) == X.size
+    assert counts[6.0] == 2 and counts[-6.0] == 1 and counts[0.0] == 27 and counts[0.5] == 1
+    assert list(counts) == sorted(counts) and len(counts) == 15
