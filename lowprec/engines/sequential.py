@@ -29,7 +29,9 @@ def sequential_product(engine: Engine, a: jax.Array, b: jax.Array, c: jax.Array)
             column, row = pair
             return flush(total + flush(column[:, None] * row[None, :])), None
 
-        return lax.scan(step, flush(c_tile), (a_tile, b_tile), unroll=_UNROLL)[0]
+        # A barrier, or the compiler drops the sum with a constant zero, and -0 stays -0.
+        start = lax.optimization_barrier(flush(c_tile))
+        return lax.scan(step, start, (a_tile, b_tile), unroll=_UNROLL)[0]
 
     a_tiles = split_tiles(a.T, (a.shape[1], rows))[0]
     b_tiles = split_tiles(b, (b.shape[0], columns))[0]

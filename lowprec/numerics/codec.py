@@ -89,7 +89,7 @@ def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float3
 
     Example:
       >>> decode(jnp.array([0x38, 0x7F, 0x01], jnp.uint8), "float8_e4m3fn")
-      Array([1.       ,      nan, 0.0019531], dtype=float32)
+      Array([1.        ,        nan, 0.00195312], dtype=float32)
     """
     fmt = get_format(fmt)
     codes = jnp.asarray(codes)

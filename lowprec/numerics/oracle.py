@@ -89,7 +89,7 @@ def encode(
         return 0 if fmt.nan == "none" else _nan(fmt, False, None)
     if math.isinf(x):
         return _past_the_end(True, negative, fmt, rounding, overflow)
-    below, fraction = _neighbour(abs(Fraction(x)), fmt)
+    below, fraction = _neighbour(abs(x), fmt)
     last = _last_finite(fmt, negative)
     if below > last:
         return _past_the_end(False, negative, fmt, rounding, overflow)
@@ -119,12 +119,13 @@ def _last_finite(fmt: Format, negative: bool) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def _neighbour(magnitude: Fraction, fmt: Format) -> tuple[int, Fraction]:
-    """The code at or below a magnitude, and how far above it lies on the way to the next.
+def _neighbour(x: float, fmt: Format) -> tuple[int, Fraction]:
+    """The code at or below a positive x, and how far above it lies on the way to the next.
 
     What lies past the value that would follow the last is clipped to it: there all overflows. A
     format without zero has its smallest value for what lies below.
     """
+    magnitude = Fraction(x)
     codes = range(_last_finite(fmt, negative=True) + 2)
     below = bisect.bisect_right(codes, magnitude, key=lambda code: _magnitude(code, fmt)) - 1
     if below < 0:

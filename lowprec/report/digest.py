@@ -86,9 +86,14 @@ def _model(model: pl.DataFrame) -> Table | None:
     ]
     note = (
         "Loss of the model with the recipe's products; the increase is over recipe:bf16, with a "
-        "paired bootstrap interval over documents. Recipes whose intervals overlap share ranks."
+        "paired bootstrap interval over documents. Recipes whose intervals overlap share ranks. "
+        f"recipe:bf16 itself: {_bf16(model)} bits per byte."
     )
     return _table("model", "Model", note, columns, frame)
+
+
+def _bf16(model: pl.DataFrame) -> str:
+    return words.number(comparisons.median(model["bits_per_byte"] - model["increase"]), 4)
 
 
 def _interval(row: Row) -> str:

@@ -1,7 +1,6 @@
 """The catalogue entries that a report's rows name, each with its citation and class."""
 
 import dataclasses
-import tomllib
 
 import polars as pl
 
@@ -58,13 +57,11 @@ def _used(qualified: str, products: pl.DataFrame) -> Used:
         evidence = _evidence(kind, None, qualified, products)
         missing = "not in the catalogue: the user's own"
         return Used(name=qualified, citation=missing, note="", evidence=evidence)
-    path = catalogue.folder() / folder / f"{name}.toml"
-    cite = tomllib.loads(path.read_text(encoding="utf-8")).get("cite", {})
-    citation = catalogue.decode(cite, catalogue.Citation, where=str(path))
+    citation = catalogue.lookup(folder, name).citation
     return Used(
         name=qualified,
-        citation=str(citation),
-        note=citation.note,
+        citation=str(citation or ""),
+        note=citation.note if citation else "",
         evidence=_evidence(kind, name, qualified, products),
     )
 

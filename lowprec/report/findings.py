@@ -4,9 +4,22 @@ import dataclasses
 
 import polars as pl
 
-from lowprec.report import comparisons, words
+from lowprec.report import comparisons, tables, words
 from lowprec.report.figures import layers, loss
 from lowprec.report.results import Results
+
+_SCOPE = {
+    "model": "model",
+    "text": "text",
+    "seed": "seed",
+    "seeds": "seeds",
+    "preset": "preset",
+    "preset.name": "preset",
+    "preset.seed": "seed",
+    "device": "device",
+    "device.kind": "device",
+}
+"""The manifest's keys, in it or in its settings, that say what a finding holds for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,12 +68,17 @@ def scope(results: Results) -> list[str]:
     if len(model):
         documents = words.counted(max(model["documents"]), "document")
         phrases.append(f"{documents} of {words.counted(max(model['bytes']), 'byte')}")
-    for key in ("model", "text", "corpus", "seed", "seeds", "device"):
-        value = results.manifest.get(key)
-        if isinstance(value, str | int | float | list | tuple):
-            listed = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
-            phrases.append(f"{key} {words.label(str(listed), 60)}")
+    for key, value in tables.flat(results.manifest):
+        name = _SCOPE.get(key.removeprefix("settings."))
+        if name is not None and value:
+            phrases.append(f"{name} {words.label(value, 60)}")
     return phrases
+
+
+def is_partial(results: Results) -> bool:
+    """Whether the manifest says that the run ended before it was complete."""
+    lines = dict(tables.flat(results.manifest))
+    return "False" in (lines.get("complete"), lines.get("settings.complete"))
 
 
 def _range(values: pl.Series) -> str:

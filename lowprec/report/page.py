@@ -5,13 +5,12 @@ import functools
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import polars as pl
 
 from lowprec.report import digest, entries, figures, style, tables
-from lowprec.report.findings import findings, scope
+from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.results import SCHEMAS, Results
 
 Draw = Callable[..., style.Picture | None]
@@ -105,7 +104,8 @@ def render(results: Results, shown: list[Shown]) -> str:
         tables=digest.page_tables(results),
         timings=digest.timing_table(results.timings),
         entries=entries.used_entries(results),
-        manifest=_flat(results.manifest),
+        manifest=tables.flat(results.manifest),
+        partial=is_partial(results),
         files=[(name, _rows(frames[name])) for name in SCHEMAS if len(frames[name])],
     )
 
@@ -116,20 +116,6 @@ def _rows(frame: pl.DataFrame) -> str:
 
 def _standalone(drawn: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn}'
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested manifest as lines of dotted keys, sorted."""
-    if isinstance(value, Mapping):
-        items = sorted((str(key), item) for key, item in value.items())
-        return [
-            line
-            for key, item in items
-            for line in _flat(item, f"{prefix}.{key}" if prefix else key)
-        ]
-    if isinstance(value, list | tuple):
-        return [(prefix, ", ".join(str(item) for item in value))]
-    return [(prefix, str(value))]
 
 
 @functools.cache

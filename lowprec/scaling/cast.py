@@ -113,4 +113,4 @@ def _straight_through(x: jax.Array, y: jax.Array) -> jax.Array:
 
 @_straight_through.defjvp
 def _straight_through_jvp(primals: Any, tangents: Any) -> Any:
-    return primals[1], tangents[0]
+    return _straight_through(*primals), tangents[0]

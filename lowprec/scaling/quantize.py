@@ -111,7 +111,7 @@ def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: in
         size not in (1, wanted) for size, wanted in zip(given.shape, target, strict=True)
     ):
         raise ValueError(
-            f"`amax` of shape {jnp.shape(amax)} does not broadcast to {target}, the shape of "
+            f"`amax` of shape {np.shape(amax)} does not broadcast to {target}, the shape of "
             f"{'the tensor scale' if two_level else 'the scales'}"
         )
     return float32.to_bits(jnp.broadcast_to(given, target)) & float32.MAGNITUDE

@@ -27,7 +27,9 @@ def compare_products(
     float32, 16-bit ones exactly.
     """
     for layer in operands:
-        for role in (role for role in ROLES if role in layer.roles):
+        for role in ROLES:
+            if role not in layer.roles:
+                continue
             a, b = (_device(x) for x in layer.product(role))
             yield _product_row(layer.layer, role, a, b, recipe, source)
 

@@ -1,0 +1,187 @@
+"""A byte-level decoder-only transformer: small enough to train on a laptop, shaped like Llama.
+
+The weights of all layers are stacked on a leading axis and `forward` scans over them, so that
+compiling takes the same time for two layers as for eighty: a comparison compiles one program for
+every recipe it tries. Every matrix product with a weight goes through one hook, `linear`, which is
+where a low-precision recipe takes the place of the default product.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lowprec.models.parameters import Parameters, TransformerConfig
+
+Linear = Callable[[jax.Array, jax.Array], jax.Array]
+"""`linear(x, w) -> y` with x (batch, tokens, in), w (in, out) and y (batch, tokens, out)."""
+
+NamedLinear = Callable[[str, jax.Array, jax.Array], jax.Array]
+"""`Linear` that is also told which weight it multiplies with, such as `attention.q`."""
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+_QUERY_BLOCK = 128
+
+
+@jax.custom_jvp
+def round_to_bfloat16(x: jax.Array) -> jax.Array:
+    """Float32 `x` of any shape rounded to bfloat16 values, kept as float32.
+
+    The gradient passes unrounded. A pair of casts would do on CPU, but XLA may drop such a pair
+    elsewhere (it is allowed excess precision); it never drops `reduce_precision`.
+
+    >>> round_to_bfloat16(jnp.float32(1.001)).item()
+    1.0
+    """
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
+
+
+@round_to_bfloat16.defjvp
+def _round_to_bfloat16_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    return round_to_bfloat16(primals[0]), tangents[0]
+
+
+def bfloat16_linear(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The default `linear`: operands rounded to bfloat16, multiplied and summed in float32.
+
+    `x` is (..., in), `w` (in, out), both of any float dtype; the result is float32 (..., out).
+
+    >>> bfloat16_linear(jnp.ones((1, 2, 4)), jnp.ones((4, 3))).shape
+    (1, 2, 3)
+    """
+    rows = round_to_bfloat16(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
+    weight = round_to_bfloat16(w.astype(jnp.float32))
+    return jnp.matmul(rows, weight, precision=_HIGHEST).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def rms_norm(x: jax.Array, gain: jax.Array, epsilon: float) -> jax.Array:
+    """`x` (..., width) float32 divided by its root mean square, times `gain` (width,)."""
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    gains = jnp.broadcast_to(gain.astype(jnp.float32), x.shape)
+    return x * jax.lax.rsqrt(mean_square + epsilon) * gains
+
+
+def rotate(x: jax.Array, config: TransformerConfig) -> jax.Array:
+    """RoPE on `x` (..., tokens, head_dim) float32, positions counted from zero.
+
+    Element i is paired with element i + head_dim / 2, as in the published Llama weights.
+    """
+    half = config.head_dim // 2
+    # NumPy, at trace time: the angles are constants, the same on every backend.
+    frequencies = config.rope_theta ** (-np.arange(half) / half)
+    angles = np.outer(np.arange(x.shape[-2]), frequencies)
+    first, second = x[..., :half], x[..., half:]
+    cosine = np.broadcast_to(np.cos(angles).astype(np.float32), first.shape)
+    sine = np.broadcast_to(np.sin(angles).astype(np.float32), first.shape)
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return jnp.concatenate(turned, axis=-1)
+
+
+def split_heads(x: jax.Array, head_dim: int) -> jax.Array:
+    """(batch, tokens, heads * head_dim) -> (batch, heads, tokens, head_dim)."""
+    batch, tokens, _ = x.shape
+    return x.reshape(batch, tokens, -1, head_dim).swapaxes(1, 2)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal softmax attention in float32, the query heads in groups that share keys and values.
+
+    `q` is (batch, heads, tokens, head_dim), `k` and `v` (batch, kv_heads, tokens, head_dim);
+    the result is (batch, tokens, heads * head_dim).
+    """
+    batch, heads, tokens, head_dim = q.shape
+    kv_heads = k.shape[1]
+    grouped = (q * head_dim**-0.5).reshape(batch, kv_heads, heads // kv_heads, tokens, head_dim)
+    # Blocks of queries skip the keys after them and keep their scores in cache: twice as fast.
+    blocks = [
+        _attend_block(grouped[..., start : start + _QUERY_BLOCK, :], k, v, start)
+        for start in range(0, tokens, _QUERY_BLOCK)
+    ]
+    mixed = jnp.concatenate(blocks, axis=-2).reshape(q.shape)
+    return mixed.swapaxes(1, 2).reshape(batch, tokens, -1)
+
+
+def _attend_block(grouped: jax.Array, k: jax.Array, v: jax.Array, start: int) -> jax.Array:
+    batch, kv_heads, groups, count, head_dim = grouped.shape
+    end = start + count
+    # One leading axis and one axis of rows: XLA's CPU product is slow on more.
+    rows = grouped.reshape(batch * kv_heads, groups * count, head_dim)
+    keys = k[:, :, :end].reshape(batch * kv_heads, end, head_dim)
+    values = v[:, :, :end].reshape(batch * kv_heads, end, head_dim)
+    scores = jnp.einsum("bqd,bsd->bqs", rows, keys, precision=_HIGHEST)
+    causal = np.tile(np.tri(count, end, start, dtype=bool), (groups, 1))
+    weights = jax.nn.softmax(jnp.where(causal[None], scores, -jnp.inf), axis=-1)
+    return jnp.einsum("bqs,bsd->bqd", weights, values, precision=_HIGHEST).reshape(grouped.shape)
+
+
+def apply_layer(
+    stream: jax.Array, weights: Parameters, config: TransformerConfig, linear: NamedLinear
+) -> jax.Array:
+    """One transformer layer on the residual stream (batch, tokens, width), float32.
+
+    `weights` is one slice of `params["layers"]` along the leading axis.
+    """
+    heads, mlp = weights["attention"], weights["mlp"]
+    x = rms_norm(stream, heads["norm"], config.norm_epsilon)
+    q, k, v = (
+        split_heads(linear(f"attention.{name}", x, heads[name]), config.head_dim) for name in "qkv"
+    )
+    mixed = attention(rotate(q, config), rotate(k, config), v)
+    stream = stream + linear("attention.o", mixed, heads["o"])
+    x = rms_norm(stream, mlp["norm"], config.norm_epsilon)
+    gate, up = linear("mlp.gate", x, mlp["gate"]), linear("mlp.up", x, mlp["up"])
+    return stream + linear("mlp.down", jax.nn.silu(gate) * up, mlp["down"])
+
+
+def forward(
+    params: Parameters,
+    tokens: jax.Array,
+    config: TransformerConfig,
+    *,
+    linear: Linear | None = None,
+    quantize_head: bool = False,
+) -> jax.Array:
+    """Next-byte logits, (batch, tokens, vocabulary) float32; logits[:, t] follow tokens[:, :t + 1].
+
+    Args:
+      params: as `init` or `load_checkpoint` returns them, in any float dtype.
+      tokens: (batch, tokens) integers below `config.vocabulary`.
+      config: the shape of the model; a static argument under `jit`.
+      linear: replaces the product of every linear layer; the default is `bfloat16_linear`. Its
+        result is cast to float32, as are the residual stream, the norms and the softmax.
+      quantize_head: whether the output head goes through `linear` too.
+
+    Raises:
+      TypeError: tokens are not integers.
+      ValueError: tokens are not (batch, tokens), or there are more of them than `config.context`.
+
+    >>> from lowprec.models.parameters import init
+    >>> config = TransformerConfig(layers=2, width=32, hidden=64)
+    >>> forward(init(jax.random.key(0), config), jnp.zeros((1, 8), jnp.uint8), config).shape
+    (1, 8, 256)
+    """
+    check_tokens(tokens, config)
+    product = bfloat16_linear if linear is None else linear
+
+    def layer(stream: jax.Array, weights: Parameters) -> tuple[jax.Array, None]:
+        named: NamedLinear = lambda name, x, w: product(x, w).astype(jnp.float32)  # noqa: E731
+        return apply_layer(stream, weights, config, named), None
+
+    stream = params["embedding"][tokens].astype(jnp.float32)
+    stream, _ = jax.lax.scan(layer, stream, params["layers"])
+    stream = rms_norm(stream, params["final_norm"], config.norm_epsilon)
+    head = product if quantize_head else bfloat16_linear
+    return head(stream, params["head"]).astype(jnp.float32)
+
+
+def check_tokens(tokens: jax.Array, config: TransformerConfig) -> None:
+    """Raises TypeError or ValueError unless `tokens` is an integer (batch, tokens) that fits."""
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"`tokens` must be integers, got {tokens.dtype}; pass bytes as uint8")
+    if tokens.ndim != 2 or not 0 < tokens.shape[1] <= config.context:
+        raise ValueError(
+            f"`tokens` must be (batch, tokens) with 1 to {config.context} tokens, "
+            f"got the shape {tokens.shape}"
+        )

@@ -1,0 +1,227 @@
+"""`gemm`: every recipe and role bit for bit under the fp32 engine, and what the arguments do."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowprec.engines import matmul
+from lowprec.gemm import OperandPair, Recipe, gemm, get_recipe, list_recipes
+from lowprec.gemm.recipe import ROLES
+from lowprec.metrics import sqnr_db
+from lowprec.scaling import cast, get_block
+from tests.gemm.exact import exact_gemm
+from tests.helpers import assert_bits_equal
+
+M, K, N = 3, 300, 4
+FP32: dict[str, Any] = {"engine": "fp32", "out_dtype": jnp.float32}
+SLOW = ("nvfp4", "fp8_tensor", "deepseek_v3")  # to compile
+
+# What a recipe's own formats give on normal operands, dB: from 6.02 dB for each mantissa bit and the
+# hidden one, and a few for the scales.
+SQNR_DB = {
+    "float32": (120, 160),
+    "bf16": (44, 56),
+    "fp8_tensor": (24, 34),
+    "deepseek_v3": (24, 34),
+    "mxfp8": (24, 34),
+    "mxfp6": (24, 34),
+    "mxfp4": (11, 19),
+    "nvfp4": (14, 22),
+}
+
+
+def operands(m: int = M, k: int = K, n: int = N, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Normal operands whose columns along K differ in size, with an outlier."""
+    rng = np.random.default_rng(seed)
+    size = np.exp(0.5 * rng.normal(size=k))
+    a = rng.normal(size=(m, k)) * size
+    b = rng.normal(size=(k, n)) / size[:, None]
+    a[0, 7] *= 20
+    return jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every recipe in fprop, and in other roles where the operands are others."""
+    out = []
+    for name in list_recipes():
+        recipe = get_recipe(name)
+        seen = []
+        for role in ROLES:
+            pair = getattr(recipe, role)
+            out += [(name, role)] * (pair not in seen)
+            seen.append(pair)
+    return out
+
+
+@pytest.mark.parametrize(("name", "role"), cases())
+def test_recipe_is_exact_under_the_fp32_engine(name: str, role: Any) -> None:
+    a, b = operands()
+    recipe = get_recipe(name)
+    got = gemm(a, b, recipe, role=role, **FP32)
+    want = exact_gemm(np.asarray(a), np.asarray(b), recipe, role)
+    assert_bits_equal(got, want.view(np.float32))
+
+
+@pytest.mark.parametrize("changes", [{"promotion": "multiply_add"}, {"promote_every": 64}])
+def test_promotion_is_exact(changes: dict[str, Any]) -> None:
+    a, b = operands()
+    recipe = dataclasses.replace(get_recipe("deepseek_v3"), **changes)
+    got = gemm(a, b, recipe, **FP32)
+    assert_bits_equal(got, exact_gemm(np.asarray(a), np.asarray(b), recipe, "fprop").view("f4"))
+    assert not np.array_equal(got, gemm(a, b, "deepseek_v3", **FP32))
+
+
+def test_promotion_of_scaled_operands_is_exact() -> None:
+    a, b = operands()
+    recipe = dataclasses.replace(get_recipe("mxfp8"), promote_every=96)
+    got = gemm(a, b, recipe, **FP32)
+    assert_bits_equal(got, exact_gemm(np.asarray(a), np.asarray(b), recipe, "fprop").view("f4"))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x in SLOW)) for x in list_recipes()]
+)
+def test_recipe_is_near_the_product_of_its_dequantized_operands(name: str) -> None:
+    a, b = operands(32, K, 24)
+    recipe = get_recipe(name)
+    got = np.asarray(gemm(a, b, recipe)).astype(np.float64)
+    left = np.asarray(cast(a, recipe.fprop.a), np.float64)
+    right = np.asarray(cast(b, recipe.fprop.b, axis=-2), np.float64)
+    want, size = left @ right, np.abs(left) @ np.abs(right)
+    # Products of K padded to 384, sums of tiles, and a few roundings of scales; then one to bfloat16.
+    out = 2.0**-8 if recipe.output.name == "bfloat16" else 0.0
+    assert np.all(np.abs(got - want) <= out * np.abs(want) + (384 + 16) * 2.0**-24 * size)
+    exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    low, high = SQNR_DB[name]
+    assert low < sqnr_db(got, exact) < high
+
+
+def pairs_apart() -> Recipe:
+    """A recipe whose six operands all differ."""
+    blocks = list(map(get_block, ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4")))
+    last = get_block("mxfp4_rceil")
+    pairs = {
+        "fprop": OperandPair(a=blocks[0], b=blocks[1]),
+        "dgrad": OperandPair(a=blocks[2], b=blocks[3]),
+        "wgrad": OperandPair(a=blocks[4], b=last),
+    }
+    return dataclasses.replace(get_recipe("mxfp8"), name="apart", **pairs)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_role_selects_the_pair(role: Any) -> None:
+    a, b = operands(k=70)
+    recipe = pairs_apart()
+    pair = getattr(recipe, role)
+    want = matmul(cast(a, pair.a), cast(b, pair.b, axis=-2), engine="fp32")
+    assert_bits_equal(gemm(a, b, recipe, role=role, **FP32), want)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_output_type_is_one_rounding(dtype: Any) -> None:
+    a, b = operands(k=70)
+    wide = np.asarray(matmul(cast(a, "bf16"), cast(b, "bf16"), engine="fp32"))
+    got = gemm(a, b, "bf16", engine="fp32", out_dtype=dtype)
+    assert got.dtype == dtype
+    assert_bits_equal(got, wide.astype(dtype))
+
+
+def test_overrides_are_the_recipe_with_these_values() -> None:
+    a, b = operands(k=70)
+    base = get_recipe("bf16")
+    assert gemm(a, b, base).dtype == jnp.bfloat16
+    got = gemm(a, b, base, promote_every=32, engine="fp32", out_dtype=jnp.float32)
+    want = exact_gemm(
+        np.asarray(a), np.asarray(b), dataclasses.replace(base, promote_every=32), "fprop"
+    )
+    assert_bits_equal(got, want.view(np.float32))
+
+
+def test_a_matrix_b_takes_all_rows_as_one_tensor() -> None:
+    a, b = operands(6, 70)
+    batched = a.reshape(2, 3, 70)
+    fp32 = functools.partial(gemm, recipe="fp8_tensor", engine="fp32")
+    got = np.asarray(fp32(batched, b))
+    assert got.shape == (2, 3, N)
+    assert_bits_equal(got.reshape(6, N), fp32(a, b))
+    # The outlier is in the first half: alone, the second is scaled by its own largest value.
+    assert not np.array_equal(got[1], np.asarray(fp32(batched[1], b)))
+
+
+def test_members_of_a_batched_b_are_quantized_alone() -> None:
+    a, b = operands(3, 70)
+    stacked = jnp.stack([b, 2 * b + 1])
+    got = np.asarray(gemm(a, stacked, "fp8_tensor", engine="fp32"))
+    assert got.shape == (2, 3, N)
+    for i in range(2):
+        assert_bits_equal(got[i], gemm(a, stacked[i], "fp8_tensor", engine="fp32"))
+
+
+def stochastic() -> Recipe:
+    block = dataclasses.replace(get_block("mxfp4"), name="mxfp4_sr", rounding="stochastic")
+    pair = OperandPair(a=block, b=block)
+    base = get_recipe("mxfp4")
+    return dataclasses.replace(base, name="sr", fprop=pair, dgrad=pair, wgrad=pair)
+
+
+def test_a_stochastic_recipe_needs_a_key_and_repeats_with_it() -> None:
+    a, b = operands(k=70)
+    recipe = stochastic()
+    assert recipe.stochastic and not get_recipe("mxfp4").stochastic
+    with pytest.raises(ValueError, match="'sr' rounds stochastically and needs `key`"):
+        gemm(a, b, recipe)
+    key, other = jax.random.key(0), jax.random.key(1)
+    one = gemm(a, b, recipe, key=key, **FP32)
+    assert_bits_equal(gemm(a, b, recipe, key=key, **FP32), one)
+    assert not np.array_equal(one, gemm(a, b, recipe, key=other, **FP32))
+    stacked = jnp.stack([b, b])
+    both = np.asarray(gemm(jnp.stack([a, a]), stacked, recipe, key=key, **FP32))
+    assert not np.array_equal(both[0], both[1])
+
+
+def test_gradient_is_that_of_the_exact_product() -> None:
+    a, b = operands(k=70)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(M, N)), jnp.float32)
+    loss = lambda a, b: jnp.sum(weights * gemm(a, b, "mxfp4", out_dtype=jnp.float32))  # noqa: E731
+    da, db = jax.grad(loss, (0, 1))(a, b)
+    np.testing.assert_allclose(da, np.asarray(weights) @ np.asarray(b).T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(db, np.asarray(a).T @ np.asarray(weights), rtol=1e-5, atol=1e-5)
+
+
+def test_an_overflowing_scaled_product_is_inf_and_nan_stays_in_its_row() -> None:
+    a = jnp.array([[3e38, 3e38], [1.0, jnp.nan], [1.0, 1.0]])
+    b = jnp.array([[3e38], [3e38]])
+    got = np.asarray(gemm(a, b, "float32"))[:, 0]
+    assert np.isinf(got[0]) and np.isnan(got[1]) and np.isinf(got[2])
+    got = np.asarray(gemm(a[1:], jnp.ones((2, 1)), "mxfp8"))[:, 0]
+    assert np.isnan(got[0]) and got[1] == 2
+
+
+A, B = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments", "options"),
+    [
+        (ValueError, "do not multiply", (A, A, "bf16"), {}),
+        (ValueError, "empty", (A[:0], B, "bf16"), {}),
+        (ValueError, "`role` = 'forward'", (A, B, "bf16"), {"role": "forward"}),
+        (ValueError, "did you mean.*mxfp8", (A, B, "mxfp9"), {}),
+        (ValueError, "engine", (A, B, "bf16"), {"engine": "fp31"}),
+        (ValueError, "promote_every = 0", (A, B, "bf16"), {"promote_every": 0}),
+        (ValueError, "does not divide", (A, B, "deepseek_v3"), {"promote_every": 96}),
+        (ValueError, "output must be", (A, B, "bf16"), {"out_dtype": jnp.float8_e5m2}),
+        (TypeError, "float64", (A.astype(np.float64), B, "bf16"), {}),
+        (TypeError, "`recipe` must be", (A, B, 3), {}),
+    ],
+)
+def test_errors(
+    error: type[Exception], message: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    with pytest.raises(error, match=message):
+        gemm(*arguments, **options)

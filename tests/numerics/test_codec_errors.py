@@ -1,0 +1,110 @@
+"""What a wrong call to `encode` or `decode` is told."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowprec.numerics import decode, encode
+
+X = np.ones(3, np.float32)
+E4M3 = "float8_e4m3fn"
+
+
+def u(*shape: int, dtype: Any = np.uint32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({"rounding": "nearest"}, ValueError, "`rounding` = 'nearest'; use one of nearest_even"),
+        ({"overflow": "wrap"}, ValueError, "`overflow` = 'wrap'; use one of saturate, "),
+        ({"rounding": "stochastic"}, ValueError, "needs `random_bits`, an unsigned array"),
+        ({"random_bits": u(3)}, ValueError, "need rounding='stochastic', got 'nearest_even'"),
+        ({"random_bit_count": 3}, ValueError, "need rounding='stochastic'"),
+        (
+            {"rounding": "stochastic", "random_bits": u(3, dtype=np.int32)},
+            TypeError,
+            "`random_bits` must be an unsigned integer array, got int32",
+        ),
+        (
+            {"rounding": "stochastic", "random_bits": u(2)},
+            ValueError,
+            "`random_bits` has shape (2,); x has shape (3,)",
+        ),
+        (
+            {"rounding": "stochastic", "random_bits": u(3, dtype=np.uint8), "random_bit_count": 9},
+            ValueError,
+            "`random_bit_count` = 9; use 1 to 8 (uint8)",
+        ),
+        (
+            {"rounding": "stochastic", "random_bits": u(3), "random_bit_count": 0},
+            ValueError,
+            "`random_bit_count` = 0; use 1 to 32",
+        ),
+        ({"nan_code": 256}, ValueError, "`nan_code` = 256; float8_e4m3fn has the codes 0 to 255"),
+        ({"nan_code": -1}, ValueError, "`nan_code` = -1"),
+    ],
+)
+def test_encode(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        encode(X, E4M3, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int32, np.uint8, np.bool_])
+def test_encode_takes_three_types(dtype: type) -> None:
+    message = f"`x` must be float32, bfloat16 or float16, got {np.dtype(dtype).name}"
+    with pytest.raises(TypeError, match=message):
+        encode(X.astype(dtype), E4M3)
+
+
+def test_encode_refuses_float8_input() -> None:
+    with pytest.raises(TypeError, match="got float8_e5m2; convert it first"):
+        encode(jnp.ones(3, jnp.float8_e5m2), E4M3)
+
+
+def test_encode_takes_python_floats_but_no_integers() -> None:
+    floats: Any = [1.0, 0.3, -1000.0]
+    integers: Any = [1, 2]
+    assert np.asarray(encode(floats, E4M3)).tolist() == [56, 42, 254]
+    assert np.asarray(encode(1.0, E4M3)).tolist() == 56
+    with pytest.raises(TypeError, match="`x` must be float32"):
+        encode(integers, E4M3)
+
+
+def test_an_unknown_format() -> None:
+    with pytest.raises(ValueError, match="no element is named 'float8_e4m3x'; did you mean"):
+        encode(X, "float8_e4m3x")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_decode_codes(dtype: type) -> None:
+    message = f"`codes` must be an unsigned integer array, got {np.dtype(dtype).name}"
+    with pytest.raises(TypeError, match=message):
+        decode(X.astype(dtype), E4M3)
+
+
+def test_decode_dtype() -> None:
+    message = "`dtype` must be float32, bfloat16 or float16, got int32"
+    with pytest.raises(TypeError, match=message):
+        decode(u(3, dtype=np.uint8), E4M3, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("transform", [jax.grad, jax.jacfwd, lambda f: jax.jit(jax.grad(f))])
+def test_a_gradient_is_refused(transform: Any) -> None:
+    def loss(x: jax.Array) -> jax.Array:
+        return decode(encode(x, E4M3), E4M3).sum()
+
+    with pytest.raises(ValueError, match=r"`encode` has no gradient: .*lowprec\.cast"):
+        transform(loss)(jnp.ones(3))
+
+
+def test_a_stopped_gradient_passes() -> None:
+    def loss(x: jax.Array) -> jax.Array:
+        return (x * decode(encode(jax.lax.stop_gradient(x), E4M3), E4M3)).sum()
+
+    assert np.asarray(jax.grad(loss)(jnp.full(3, 2.0))).tolist() == [2.0] * 3

@@ -1,0 +1,141 @@
+"""Every format, rounding mode and overflow policy against the exact oracle, bit for bit."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowprec.numerics import Format, decode, oracle
+from lowprec.numerics.codec import encode_bits
+from tests.helpers import (
+    CHOICES,
+    FORMAT_NAMES,
+    FORMATS,
+    NOT_FINITE,
+    SIZE,
+    UInts,
+    assert_bits_equal,
+    bit_arrays,
+    code_sample,
+    edges,
+    encoded,
+    exactly_encoded,
+    float_list,
+    floats,
+    random_words,
+    sized,
+    word_arrays,
+)
+
+EDGES = 3200
+
+every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+
+
+def compare(fmt: Format, bits: UInts, words: UInts, word_bits: int) -> None:
+    """Asserts all modes and policies on some bit patterns."""
+    for rounding, overflow in CHOICES:
+        drawn = words if rounding == "stochastic" else None
+        got = encoded(bits, fmt, rounding, overflow, drawn, word_bits)
+        want = exactly_encoded(bits, fmt, rounding, overflow, drawn, word_bits)
+        try:
+            assert_bits_equal(got, want, fmt=fmt, inputs=floats(bits))
+        except AssertionError as error:
+            error.add_note(f"{fmt.name}, {rounding}, {overflow}, {word_bits} random bits")
+            raise
+
+
+@every_format
+@settings(max_examples=3)
+@given(data=st.data())
+def test_bit_patterns(fmt: Format, data: st.DataObject) -> None:
+    bits, words = data.draw(bit_arrays(fmt)), data.draw(word_arrays())
+    compare(fmt, bits, words, data.draw(st.integers(1, 32)))
+
+
+@every_format
+def test_edges(fmt: Format) -> None:
+    bits = edges(fmt)
+    assert fmt.bits > 8 or len(bits) <= EDGES, "an edge of a small format would go untested"
+    bits = sized(bits, min(len(bits), EDGES))
+    words = random_words(len(bits))
+    # The words that carry least and most, and the one that rounds to nearest.
+    words[::4], words[1::4], words[2::4] = 0, 2**32 - 1, 1 << 7
+    compare(fmt, bits, words, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(0, 1 << 16, 1 << 12))
+@every_format
+def test_every_bfloat16_input(fmt: Format, first: int) -> None:
+    bits = np.arange(first, first + (1 << 12), dtype=np.uint32) << 16
+    compare(fmt, bits, random_words(len(bits)), 16)
+
+
+@every_format
+def test_decode(fmt: Format) -> None:
+    codes = code_sample(fmt) if fmt.bits > 16 else list(range(1 << fmt.bits))
+    exact = [float(oracle.decode(code, fmt)) for code in codes]
+    want = np.array([oracle.float32_bits(x) for x in exact], np.uint32)
+    got = decode(np.array(codes, fmt.code_dtype), fmt)
+    assert_bits_equal(got, floats(want), inputs=np.array(codes, fmt.code_dtype))
+
+
+@every_format
+def test_decode_ignores_bits_above_the_format(fmt: Format) -> None:
+    codes = np.array(code_sample(fmt), np.uint32)
+    above = codes | np.uint32((0xFFFFFFFF << fmt.bits) & 0xFFFFFFFF)
+    assert_bits_equal(decode(above, fmt), decode(codes, fmt))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@every_format
+def test_decode_to_narrow_types(fmt: Format, dtype: jax.typing.DTypeLike) -> None:
+    codes = np.array(code_sample(fmt), fmt.code_dtype)
+    name = np.dtype(dtype).name
+    want = [
+        oracle.encode(
+            float(oracle.decode(code, fmt)),
+            name,
+            rounding="nearest_even",
+            overflow="nonsaturating",
+        )
+        for code in codes.tolist()
+    ]
+    assert_bits_equal(decode(codes, fmt, dtype=dtype), np.array(want, np.uint16).view(dtype))
+
+
+@every_format
+def test_nan_code_serves_only_formats_without_nan(fmt: Format) -> None:
+    nan_code = 5
+    bits = sized(np.array([*NOT_FINITE, 0xFFC00000, 0, 0xBF800000], np.uint32), SIZE)
+    words = jnp.asarray(bits)
+    got = encode_bits(words, fmt, "nearest_even", "saturate", nan_code=nan_code)
+    want = [
+        oracle.encode(x, fmt, rounding="nearest_even", overflow="saturate", nan_code=nan_code)
+        for x in float_list(bits)
+    ]
+    assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))
+
+
+@pytest.mark.parametrize("rounding", ["nearest_even", "toward_zero", "to_odd"])
+@every_format
+def test_exponent_shift(fmt: Format, rounding: str) -> None:
+    bits = sized(edges(fmt), SIZE)
+    shifts = (random_words(len(bits)) % 321).astype(np.int32) - 160
+    shifts[::3] %= 3
+    got = encode_bits(
+        jnp.asarray(bits), fmt, rounding, "saturate", exponent_shift=jnp.asarray(shifts)
+    )
+    scaled = [
+        math.ldexp(x, shift) for x, shift in zip(float_list(bits), shifts.tolist(), strict=True)
+    ]
+    want = [
+        oracle.encode(x, fmt, rounding=rounding, overflow="saturate")  # type: ignore[arg-type]
+        for x in scaled
+    ]
+    assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))

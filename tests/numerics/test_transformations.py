@@ -1,0 +1,125 @@
+"""One set of bits, eager and under `jit`, `vmap`, `scan` and other compiler options."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowprec.numerics import Format, decode, encode, pack, unpack
+from lowprec.numerics.codec import decode_bits
+from lowprec.numerics.rounding import Overflow, Rounding
+from tests.helpers import (
+    FORMAT_NAMES,
+    FORMATS,
+    SIZE,
+    STRICT,
+    STRICT_SLOW,
+    assert_bits_equal,
+    edges,
+    encoded,
+    floats,
+    random_words,
+    sized,
+)
+
+ROWS = 8
+SHAPE = (ROWS, SIZE // ROWS)
+SOME = tuple(
+    fmt
+    for fmt in FORMATS
+    if fmt.name in ("float8_e4m3fn", "float4_e2m1fn", "float8_e8m0fnu", "int8")
+)
+
+every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+some_formats = pytest.mark.parametrize("fmt", SOME, ids=[fmt.name for fmt in SOME])
+Outputs = tuple[jax.Array, ...]
+
+
+def inputs(fmt: Format) -> tuple[jax.Array, jax.Array]:
+    bits = sized(edges(fmt), SIZE).reshape(SHAPE)
+    return jnp.asarray(floats(bits)), jnp.asarray(random_words(SIZE).reshape(SHAPE))
+
+
+def everything(fmt: Format) -> Callable[[jax.Array, jax.Array], Outputs]:
+    """One row through `encode`, `pack`, `unpack` and `decode`."""
+
+    def run(x: jax.Array, words: jax.Array) -> Outputs:
+        codes = []
+        for rounding in ("nearest_even", "toward_positive", "to_odd", "stochastic"):
+            random: dict[str, Any] = {"random_bits": words} if rounding == "stochastic" else {}
+            codes.append(encode(x, fmt, rounding=rounding, overflow="nonsaturating", **random))
+        packed = pack(codes[0], fmt)
+        back = unpack(packed, fmt, x.shape[-1])
+        return *codes, packed, back, decode(back, fmt), decode(back, fmt, dtype=jnp.bfloat16)
+
+    return run
+
+
+def by_scan(run: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    def scanned(x: jax.Array, words: jax.Array) -> Outputs:
+        return jax.lax.scan(lambda carry, row: (carry, run(*row)), 0, (x, words))[1]
+
+    return scanned
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        jax.jit,
+        lambda run: jax.jit(run, compiler_options=STRICT),
+        lambda run: jax.jit(run, compiler_options=STRICT_SLOW),
+        jax.vmap,
+        by_scan,
+    ],
+    ids=["jit", "strict", "strict_slow", "vmap", "scan"],
+)
+@some_formats
+def test_one_set_of_bits(fmt: Format, transform: Callable[..., Callable[..., Outputs]]) -> None:
+    x, words = inputs(fmt)
+    wanted, got = everything(fmt)(x, words), transform(everything(fmt))(x, words)
+    for want, result in zip(wanted, got, strict=True):
+        assert_bits_equal(result, want)
+        assert result.dtype == want.dtype
+
+
+@every_format
+def test_compiled_as_a_whole_or_operation_by_operation(fmt: Format) -> None:
+    """What lets the oracle tests run `encode_bits` uncompiled: `encode` gives the same."""
+    x, words = inputs(fmt)
+    bits = np.asarray(x).ravel().view(np.uint32)
+    choices: tuple[tuple[Rounding, Overflow], ...] = (
+        ("nearest_even", "saturate"),
+        ("stochastic", "nonsaturating"),
+    )
+    for rounding, overflow in choices:
+        drawn = words if rounding == "stochastic" else None
+        got = encode(x, fmt, rounding=rounding, overflow=overflow, random_bits=drawn)
+        parts = encoded(bits, fmt, rounding, overflow, None if drawn is None else np.ravel(drawn))
+        assert_bits_equal(got, parts.reshape(SHAPE), fmt=fmt, inputs=x)
+    codes = (words & np.uint32(fmt.code_mask)).astype(fmt.code_dtype)
+    assert_bits_equal(
+        decode(codes, fmt), np.asarray(decode_bits(codes.astype(jnp.uint32), fmt)).view("f4")
+    )
+
+
+@some_formats
+def test_a_rounding_survives_widening(fmt: Format) -> None:
+    """The round trip through the format inside one compilation, with arithmetic after it."""
+    x, _ = inputs(fmt)
+
+    def trip(x: jax.Array) -> jax.Array:
+        return decode(encode(x, fmt), fmt, dtype=jnp.bfloat16).astype(jnp.float32) * 2
+
+    want = decode(encode(x, fmt), fmt, dtype=jnp.bfloat16).astype(jnp.float32) * 2
+    assert_bits_equal(jax.jit(trip)(x), want)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1), (2, 3, 5)])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    x = jnp.full(shape, 1.5, jnp.float32)
+    codes = encode(x, "float8_e4m3fn")
+    assert codes.shape == shape and codes.dtype == jnp.uint8
+    assert_bits_equal(decode(codes, "float8_e4m3fn"), x)

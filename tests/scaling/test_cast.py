@@ -1,0 +1,138 @@
+"""`cast`: the values of encode and decode or quantize and dequantize, with the promised gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lowprec.numerics import decode, encode
+from lowprec.scaling import cast, quantize
+from tests.helpers import as_bits, assert_bits_equal, floats, random_words
+
+FORMATS = ("float8_e4m3fn", "float4_e2m1fn")
+BLOCKS = ("mxfp4", "nvfp4", "fp8_tensor")
+SPECIAL = floats([0, 1 << 31, 0x400000, 0x7F800000, 0xFF800000, 0x7FC00000, 0x43E40000, 1])
+
+
+def patterns() -> jax.Array:
+    """Numbers of all sizes, with specials in a tile of their own."""
+    ordinary = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32) * 100
+    ordinary[2, 32:40] = SPECIAL
+    return jnp.asarray(ordinary)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_format_is_encode_and_decode(fmt: str) -> None:
+    x = patterns()
+    assert_bits_equal(cast(x, fmt), decode(encode(x, fmt), fmt))
+    options: Any = {"rounding": "toward_zero", "overflow": "nonsaturating", "nan_code": 1}
+    assert_bits_equal(cast(x, fmt, **options), decode(encode(x, fmt, **options), fmt))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_block_is_quantize_and_dequantize(block: str) -> None:
+    x = patterns()[:2]
+    assert_bits_equal(cast(x, block), quantize(x, block).dequantize())
+    options: Any = {"amax": 50.0, "axis": 0, "rounding": "nearest_away"}
+    assert_bits_equal(cast(x, block, **options), quantize(x, block, **options).dequantize())
+
+
+@pytest.mark.parametrize("target", ["float8_e4m3fn", "mxfp4"])
+def test_random_bits_are_passed_on(target: str) -> None:
+    x, words = patterns()[:2], random_words(128).reshape(2, 64)
+    up = jnp.full((2, 64), 2**32 - 1, jnp.uint32)
+    one = cast(x, target, rounding="stochastic", random_bits=words)
+    other = cast(x, target, rounding="stochastic", random_bits=up)
+    assert np.any(as_bits(one) != as_bits(other))
+    away = np.abs(np.asarray(other)) >= np.abs(np.asarray(x))
+    assert away.mean() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_the_type_is_kept_and_rounded_once(dtype: Any) -> None:
+    x = jnp.array([1.0, 0.3, -100.0, 65504.0], jnp.float32).astype(dtype)
+    y = cast(x, "float16")
+    assert y.dtype == dtype
+    wide = decode(encode(x, "float16"), "float16")
+    assert_bits_equal(y, np.asarray(wide).astype(dtype))
+    assert cast(x, "mxfp4").dtype == dtype
+
+
+def test_minus_zero_is_kept() -> None:
+    zeros = jnp.array([-0.0, 0.0, -1e-9])
+    for target in ("float8_e4m3fn", "mxfp8_e4m3"):
+        np.testing.assert_array_equal(as_bits(cast(zeros, target))[:2], [1 << 31, 0])
+
+
+def weighted_gradient(x: jax.Array, target: str, grad: Any, **options: Any) -> np.ndarray:
+    """The gradient of sum(w * cast(x)) for weights that tell the elements apart."""
+    weights = (jnp.arange(x.size, dtype=jnp.float32) + 0.3).reshape(x.shape).astype(x.dtype)
+    loss = lambda x: jnp.sum(weights * cast(x, target, grad=grad, **options))  # noqa: E731
+    return np.asarray(jax.grad(loss)(x)) / np.asarray(weights)
+
+
+EDGE = floats([0x43E00000, 0x43E00001, 0x43DFFFFF])  # 448 and its neighbours
+
+
+def test_straight_through_is_the_identity_everywhere() -> None:
+    for target in ("float8_e4m3fn", "mxfp4", "fp8_tensor"):
+        x = patterns()
+        np.testing.assert_array_equal(weighted_gradient(x, target, "straight_through"), 1.0)
+
+
+def test_none_is_zero_everywhere() -> None:
+    for target in ("float8_e4m3fn", "mxfp4"):
+        np.testing.assert_array_equal(weighted_gradient(patterns(), target, "none"), 0.0)
+
+
+def test_clipped_is_zero_exactly_where_a_format_saturates() -> None:
+    x = jnp.asarray(np.concatenate([EDGE, -EDGE, [1e12, 1.0, 0.0, np.inf]]).astype(np.float32))
+    got = weighted_gradient(x, "float8_e4m3fn", "clipped")
+    np.testing.assert_array_equal(got, [1, 0, 1, 1, 0, 1, 0, 1, 1, 0])
+
+
+def test_clipped_is_zero_exactly_where_a_block_saturates() -> None:
+    # The scale of 7 is 1: what lies above 6 saturates; 5.9 rounds up to 6 and does not.
+    x = jnp.array([[7.0, 6.0, 5.9, -6.5, 6.25, 0.1]])
+    np.testing.assert_array_equal(weighted_gradient(x, "mxfp4", "clipped"), [[0, 1, 1, 0, 0, 1]])
+    static = weighted_gradient(jnp.array([[2.0, 0.5]]), "fp8_tensor", "clipped", amax=1.0)
+    np.testing.assert_array_equal(static, [[0, 1]])
+
+
+def test_clipped_does_not_change_the_value() -> None:
+    x = patterns()
+    assert_bits_equal(cast(x, "float8_e4m3fn", grad="clipped"), cast(x, "float8_e4m3fn"))
+
+
+def test_a_cotangent_is_not_rounded() -> None:
+    # An astype's gradient would round 0.3 to the nearest float8.
+    _, pull = jax.vjp(lambda x: cast(x, "float8_e4m3fn"), jnp.ones(1))
+    np.testing.assert_array_equal(pull(jnp.array([0.3], jnp.float32))[0], np.float32([0.3]))
+
+
+def test_amax_and_second_derivatives_get_no_gradient() -> None:
+    slope = jax.grad(lambda amax: jnp.sum(cast(jnp.ones((1, 4)), "fp8_tensor", amax=amax)))
+    assert slope(jnp.float32(3.0)) == 0.0
+    cubed = lambda x: cast(x, "float8_e4m3fn") ** 3  # noqa: E731
+    assert jax.grad(jax.grad(cubed))(jnp.float32(2.0)) == 12.0
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "`amax` needs a block", {"fmt_or_block": "float8_e4m3fn", "amax": 1.0}),
+        (ValueError, "`overflow` is set by", {"fmt_or_block": "mxfp4", "overflow": "saturate"}),
+        (ValueError, "`nan_code` is set by", {"fmt_or_block": "mxfp4", "nan_code": 0}),
+        (ValueError, "`random_bit_count`", {"fmt_or_block": "mxfp4", "random_bit_count": 8}),
+        (ValueError, "`grad` = 'ste'", {"fmt_or_block": "mxfp4", "grad": "ste"}),
+        (ValueError, "format or block", {"fmt_or_block": "mxfp5"}),
+        (ValueError, "ambiguous", {"fmt_or_block": "e4m3"}),
+    ],
+)
+def test_errors(error: type[Exception], message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(error, match=message):
+        cast(jnp.ones((1, 4)), **options)
+    with pytest.raises(TypeError, match="int32"):
+        cast(jnp.ones((1, 4), jnp.int32), "mxfp4")
