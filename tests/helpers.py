@@ -1,7 +1,6 @@
 """What the tests share: comparison of bits, formats to try, and strategies over bit patterns."""
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from lowprec.numerics import Format, get_format, list_formats, oracle
 from lowprec.numerics.codec import decode_bits, encode_bits
-from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS
 
 UInts = NDArray[Any]
 """Bit patterns, uint32 unless said otherwise."""
@@ -115,7 +113,6 @@ USER_FORMATS: tuple[Format, ...] = (
 FORMATS: tuple[Format, ...] = (*map(get_format, list_formats()), *USER_FORMATS)
 FORMAT_NAMES = [fmt.name for fmt in FORMATS]
 SMALL_FORMATS = tuple(fmt for fmt in FORMATS if fmt.bits <= 8)
-CHOICES = tuple(itertools.product(ROUNDINGS, OVERFLOWS))
 
 SPECIALS = (0, 1, 2, 0x3FFFFF, 0x400000, 0x400001, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF)
 NOT_FINITE = (0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF)

@@ -56,7 +56,7 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> dict[str, int]:
 
 def room(name: str) -> str:
     """The room of a dotted module name; empty for the package itself."""
-    return (name.split(".") + [""])[1]
+    return [*name.split("."), ""][1]
 
 
 def violations(package: Path) -> list[str]:

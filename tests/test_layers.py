@@ -61,7 +61,9 @@ def test_the_check_fails_on_a_module_in_no_room(synthetic: Path) -> None:
 
 
 def test_a_package_sees_its_own_relative_imports(synthetic: Path) -> None:
-    (synthetic / "scaling" / "__init__.py").write_text("from .block import x\nfrom . import block\n")
+    (synthetic / "scaling" / "__init__.py").write_text(
+        "from .block import x\nfrom . import block\n"
+    )
     assert violations(synthetic) == []
     (synthetic / "numerics" / "__init__.py").write_text("from ..scaling import block\n")
     assert len(violations(synthetic)) == 1

@@ -55,6 +55,12 @@ CASES = (
     Case("matmul", lambda x: lp.matmul(x, W, engine="fp32"), X),
     Case("gemm", lambda x: lp.gemm(x, W, "mxfp4", engine="fp32"), X),
 )
+QUICK = ("decode", "pack", "unpack")
+"""Cases that are fast also without compilation."""
+
+STRICT_QUICK = ("encode", "quantize", "matmul")
+"""Cases on which the others rest."""
+
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -116,23 +122,26 @@ def test_transformations_change_no_bit(case: Case) -> None:
     assert_trees_equal(jax.lax.scan(lambda _, x: (None, case.call(x)), None, batch)[1], want)
 
 
-@each_case
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case.name not in STRICT_QUICK), id=case.name)
+        for case in CASES
+    ],
+)
 def test_strict_compilation_changes_no_bit(case: Case) -> None:
     strict = jax.jit(jax.vmap(case.call), compiler_options=dict(STRICT))
     assert_trees_equal(strict(jnp.asarray(case.batch)), eager(case))
 
 
-@pytest.mark.parametrize("case", CASES[:7], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.slow] * (case.name not in QUICK), id=case.name)
+        for case in CASES
+    ],
+)
 def test_operations_one_by_one_give_the_same_bits(case: Case) -> None:
-    small = jnp.asarray(case.batch[0])
-    want = case.call(small)
-    with jax.disable_jit():
-        assert_trees_equal(case.call(small), want)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES[7:], ids=lambda case: case.name)
-def test_products_one_operation_at_a_time_give_the_same_bits(case: Case) -> None:
     small = jnp.asarray(case.batch[0])
     want = case.call(small)
     with jax.disable_jit():

@@ -1,6 +1,6 @@
 """The exact oracle of the `fp32` engine: one dot product in Python integers and fractions.
 
-It spells out what `lowprec.matmul(..., engine="fp32")` must return, and shares no arithmetic with it.
+It spells out what `lowprec.matmul(..., engine="fp32")` must return; no arithmetic is shared.
 """
 
 import math

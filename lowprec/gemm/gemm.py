@@ -13,11 +13,12 @@ from jax.typing import ArrayLike, DTypeLike
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import check_shapes, product
 from lowprec.gemm.operand import Operand, prepare_operand
-from lowprec.gemm.recipe import ROLES, Recipe, Role, get_recipe
+from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
-from lowprec.numerics.format import get_format
+from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import check_choice
+from lowprec.scaling.block import Block
 
 
 def gemm(
@@ -118,11 +119,9 @@ def _gemm(
 ) -> jax.Array:
     """Two matrices; the gradient leaves the key alone."""
 
-    plan = _plan(recipe, role)
-
     @jax.custom_jvp
     def straight_through(a: jax.Array, b: jax.Array) -> jax.Array:
-        return _forward(plan, a, b, key)
+        return _forward(recipe, role, a, b, key)
 
     @straight_through.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
@@ -137,19 +136,34 @@ def _gemm(
     return straight_through(a, b)
 
 
+def _forward(
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+) -> jax.Array:
+    # Three programs outside a caller's `jit`: recipes share those that are the same.
+    pair, place = getattr(recipe, role), recipe.scales
+    a_key, b_key = (None, None) if key is None else jax.random.split(key)
+    left = _prepare(a, pair.a, place, -1, a_key)
+    right = _prepare(b, pair.b, place, -2, b_key)
+    return multiply_operands(left, right, summation(recipe))
+
+
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis"))
+def _prepare(
+    x: jax.Array, target: Format | Block, place: ScalePlace, axis: int, key: jax.Array | None
+) -> Operand:
+    return prepare_operand(x, target, place, axis=axis, key=key)[0]
+
+
 @functools.cache
-def _plan(recipe: Recipe, role: Role) -> Recipe:
-    """The recipe as this role sees it, so that roles and names that agree compile once."""
-    pair = getattr(recipe, role)
-    return dataclasses.replace(recipe, name="", fprop=pair, dgrad=pair, wgrad=pair)
+def summation(recipe: Recipe) -> Recipe:
+    """The recipe without its name and operands: what `multiply_operands` depends on."""
+    plain = OperandPair(a=get_format("float32"), b=get_format("float32"))
+    return dataclasses.replace(recipe, name="", fprop=plain, dgrad=plain, wgrad=plain)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
-def _forward(recipe: Recipe, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
-    pair = recipe.fprop
-    a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    left = prepare_operand(a, pair.a, recipe.scales, axis=-1, key=a_key)
-    right = prepare_operand(b, pair.b, recipe.scales, axis=-2, key=b_key)
+def multiply_operands(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
+    """The product of prepared operands in the engine: promoted, scaled and rounded."""
     if recipe.promote_every is None:
         total = float32.to_bits(product(left.values, right.values, None, recipe.engine))
         total = _scaled(total, left.scales, right.scales)

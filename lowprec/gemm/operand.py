@@ -11,6 +11,7 @@ from lowprec.numerics.codec import decode, encode
 from lowprec.numerics.format import Format
 from lowprec.numerics.rounding import Overflow
 from lowprec.scaling.block import Block
+from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
 from lowprec.scaling.tiles import spread, tiles_of
 
@@ -37,24 +38,33 @@ def prepare_operand(
     *,
     axis: int,
     key: jax.Array | None,
-) -> Operand:
-    """Quantizes a matrix along its contraction axis, -1 for a and -2 for b."""
+) -> tuple[Operand, QTensor | None]:
+    """Quantizes a matrix along its contraction axis, -1 for a and -2 for b.
+
+    The QTensor beside the operand is what its values come from; None for a plain format.
+    """
     if isinstance(target, Format):
-        return Operand(decode(encode(x, target, overflow=_plain_overflow(target)), target))
+        return Operand(_plain(x, target)), None
     stochastic = target.rounding == "stochastic"
     words = jax.random.bits(key, x.shape, jnp.uint32) if stochastic and key is not None else None
     q = quantize(x, target, axis=axis, random_bits=words)
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
+    if place == "operands":
+        return Operand(float32.from_bits(q.scaled_bits()), None, tensor), q
     per_tile = q.scale_bits()
     tiles = tiles_of(q.shape, per_tile.shape, target, axis)
-    if place == "operands":
-        values = float32.multiply(q.element_bits(), spread(per_tile, q.shape, tiles))
-        return Operand(float32.from_bits(values), tensor_scale=tensor)
     # Tiles across rows or columns are spread over them; along K one scale a tile is left.
     shape, keep = list(q.shape), list(tiles)
     shape[axis], keep[axis] = per_tile.shape[axis], 1
     scales = spread(per_tile, tuple(shape), tuple(keep))
-    return Operand(float32.from_bits(q.element_bits()), scales, tensor)
+    return Operand(float32.from_bits(q.element_bits()), scales, tensor), q
+
+
+def _plain(x: jax.Array, target: Format) -> jax.Array:
+    """x cast to a format, in float32; nothing to do where the format holds every value of x."""
+    if target.name in ("float32", x.dtype.name):
+        return float32.from_bits(float32.to_bits(x))
+    return decode(encode(x, target, overflow=_plain_overflow(target)), target)
 
 
 def _plain_overflow(fmt: Format) -> Overflow:

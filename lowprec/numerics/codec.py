@@ -189,28 +189,35 @@ def encode_bits(
     words: jax.Array | None = None,
     word_bits: int = 0,
     nan_code: int | None = None,
-    exponent_shift: jax.Array | None = None,
 ) -> jax.Array:
-    """`encode` on float32 bits of x, of the exact value x * 2^exponent_shift where one is given."""
-    sign, magnitude = bits & float32.SIGN, bits & float32.MAGNITUDE
-    _, exponent, significand = float32.unpack(bits)
-    if exponent_shift is not None:
-        exponent = exponent + exponent_shift
-    rounded = _round(sign, exponent, significand, fmt, rounding, words, word_bits)
-    negative = sign != 0
+    """`encode` on float32 bits."""
+    x = float32.number(bits)
+    return encode_number(x, fmt, rounding, overflow, words, word_bits, nan_code)
+
+
+def encode_number(
+    x: float32.Number,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    words: jax.Array | None = None,
+    word_bits: int = 0,
+    nan_code: int | None = None,
+) -> jax.Array:
+    """`encode` on numbers whose exponents may lie outside float32's."""
+    rounded = _round(x.sign, x.exponent, x.significand, fmt, rounding, words, word_bits)
+    negative = x.sign != 0
     limit = np.uint32(fmt.max_code)
     if fmt.encoding == "twos_complement":
         limit = limit + negative.astype(jnp.uint32)
     past_finite, past_infinite = _overflow_codes(fmt, rounding, overflow, negative, limit)
-    infinite = magnitude == float32.INFINITY
     code = jnp.where(rounded > limit, past_finite, rounded)
-    code = jnp.where(infinite, past_infinite, code)
+    code = jnp.where(x.infinite, past_infinite, code)
     code = _with_sign(code, negative, fmt)
     if not fmt.signed:
-        below_zero = negative & (magnitude != 0)
+        below_zero = negative & (x.infinite | (x.significand != 0))
         code = jnp.where(below_zero, np.uint32(fmt.nan_code or 0), code)
-    is_nan = magnitude > float32.INFINITY
-    code = jnp.where(is_nan, _nan(fmt, negative, nan_code), code)
+    code = jnp.where(x.nan, _nan(fmt, negative, nan_code), code)
     return code.astype(fmt.code_dtype)
 
 

@@ -8,6 +8,8 @@ Numbers travel as (sign, exponent, significand): the value is significand * 2^(e
 significand either 0 or with its top bit set, its last bit a sticky bit that stands for all below.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,23 @@ _HIDDEN = np.uint32(0x00800000)
 _FRACTION = np.uint32(0x007FFFFF)
 
 Parts = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class Number(NamedTuple):
+    """A float32-precision number with an unbounded exponent.
+
+    Attributes:
+      sign: uint32, the sign bit.
+      exponent: int32.
+      significand: uint32 of 24 bits, normalised or 0: the value is significand * 2^(exponent - 23).
+      infinite, nan: bool; where either holds, exponent and significand mean nothing.
+    """
+
+    sign: jax.Array
+    exponent: jax.Array
+    significand: jax.Array
+    infinite: jax.Array
+    nan: jax.Array
 
 
 def to_bits(x: jax.Array) -> jax.Array:
@@ -58,6 +77,59 @@ def unpack(bits: jax.Array) -> Parts:
     exponent = (source >> 23).astype(jnp.int32) - jnp.where(subnormal, 127 + 149, 127)
     significand = jnp.where(magnitude == 0, 0, (source & _FRACTION) | _HIDDEN)
     return bits & SIGN, exponent, significand
+
+
+def number(bits: jax.Array) -> Number:
+    """The number that float32 bits encode, exactly."""
+    magnitude = bits & MAGNITUDE
+    return Number(*unpack(bits), magnitude == INFINITY, magnitude > INFINITY)
+
+
+def scaled_up(a: jax.Array, b: jax.Array) -> Number:
+    """a * b of two bit patterns, rounded once to 24 bits, with an unbounded exponent."""
+    (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
+    # Of significands in [1, 2) the float product neither overflows nor is subnormal.
+    ones = [from_bits((x & _FRACTION) | ONE) for x in (a_significand, b_significand)]
+    product = lax.bitcast_convert_type(ones[0] * ones[1], jnp.uint32)
+    exponent = a_exponent + b_exponent + (product >> 23).astype(jnp.int32) - 127
+    a_size, b_size = a & MAGNITUDE, b & MAGNITUDE
+    zero, infinite = (a_size == 0) | (b_size == 0), (a_size == INFINITY) | (b_size == INFINITY)
+    nan = (a_size > INFINITY) | (b_size > INFINITY) | (zero & infinite)
+    significand = jnp.where(zero, 0, (product & _FRACTION) | _HIDDEN)
+    return Number((a ^ b) & SIGN, exponent, significand, infinite, nan)
+
+
+def scaled_down(a: jax.Array, b: jax.Array) -> Number:
+    """a / b of two bit patterns, rounded once to 24 bits, with an unbounded exponent."""
+    (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
+    less = (a_significand < b_significand).astype(jnp.int32)
+    quotient, sticky = _quotient(a_significand, jnp.maximum(b_significand, _HIDDEN), less)
+    up = (quotient & 1) & (sticky | (quotient >> 1))
+    rounded = (quotient >> 1) + up
+    carried = rounded >> 24
+    a_size, b_size = a & MAGNITUDE, b & MAGNITUDE
+    infinite, zero = (a_size == INFINITY) | (b_size == 0), (a_size == 0) | (b_size == INFINITY)
+    nan = (a_size > INFINITY) | (b_size > INFINITY) | (zero & infinite)
+    exponent = a_exponent - b_exponent - less + carried.astype(jnp.int32)
+    significand = jnp.where(zero, 0, rounded >> carried)
+    return Number((a ^ b) & SIGN, exponent, significand, infinite, nan)
+
+
+def multiply_short(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`multiply`, cheaper, where a is 0, Inf, NaN or normal with at most 8 significant bits."""
+    a_size, b_size = a & MAGNITUDE, b & MAGNITUDE
+    short = ((a_size & _FRACTION) | _HIDDEN) >> 16
+    _, exponent, significand = unpack(b)
+    product = short * significand
+    whole = product >> 31
+    exponent = exponent + (a_size >> 23).astype(jnp.int32) - 127 + whole.astype(jnp.int32)
+    sign = (a ^ b) & SIGN
+    finite = pack(sign, exponent, product << (1 - whole))
+    infinite = (a_size == INFINITY) | (b_size == INFINITY)
+    zero = (a_size == 0) | (b_size == 0)
+    result = jnp.where(zero, sign, jnp.where(infinite, sign | INFINITY, finite))
+    nan = (a_size > INFINITY) | (b_size > INFINITY) | (infinite & zero)
+    return jnp.where(nan, QUIET_NAN, result)
 
 
 def pack(sign: jax.Array, exponent: jax.Array, significand: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ import dataclasses
 import polars as pl
 
 from lowprec.report import comparisons, tables, words
-from lowprec.report.figures import layers, loss
+from lowprec.report.figures import blocks, layers, loss
 from lowprec.report.results import Results
 
 _SCOPE = {
@@ -128,7 +128,7 @@ def _roles(rows: pl.DataFrame) -> Finding | None:
     tail = "" if resolved else ", not resolved"
     text = f"{hard} loses {words.number(middle)} dB more than {easy}{tail}."
     if middle <= 0 or hard == easy:
-        text = f"{hard} and {easy} differ by {words.signed(middle)} dB, not resolved."
+        text = f"{hard} and {easy} differ by {words.number(abs(middle))} dB, not resolved."
     over = f"median over {words.counted(len(layers), 'layer')} of each layer's median recipe"
     if interval is not None:
         over += (
@@ -179,7 +179,7 @@ def _gain(products: pl.DataFrame) -> Finding | None:
 
 def _tensors(tensors: pl.DataFrame) -> Finding | None:
     """The block scalings of least and most error."""
-    rows = tensors.filter(pl.col("sqnr_db").is_finite())
+    rows = tensors.filter(pl.col("sqnr_db").is_finite(), ~pl.col("block").is_in(blocks.BASELINES))
     medians = rows.group_by("block").agg(
         pl.col("sqnr_db").median(), pl.col("bits_per_element").median()
     )

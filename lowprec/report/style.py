@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -84,9 +85,10 @@ def look(narrow: bool = False, salt: str = "lowprec") -> Iterator[None]:
 
 def start(narrow: bool, height: float, narrow_height: float, title: str) -> Figure:
     """An empty figure with its finding as the title, at the left."""
+    lines = textwrap.wrap(words.label(title, 400), 40 if narrow else 100, break_on_hyphens=False)
     width, tall = (NARROW, narrow_height) if narrow else (WIDE, height)
+    tall += 0.2 * len(lines) - 0.4
     figure = Figure(figsize=(width, tall), layout="constrained")
-    lines = textwrap.wrap(title, 40 if narrow else 100, break_on_hyphens=False)
     size = 10.0 if narrow else 12.5
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=size, fontweight="bold")
     return figure
@@ -117,12 +119,13 @@ def floor_line(axes: Axes, value: float | None, name: str, dashes: str) -> None:
 
     To be called when the limits stand: a float32 floor some 80 dB away would flatten all else.
     """
-    if value is None:
+    if value is None or math.isnan(value):
         return
     low, high = axes.get_ylim()
     outside = value > high
     at = high - 0.004 * (high - low) if outside else value
-    text = f"{name} {value:.1f} dB{', off scale ↑' if outside else ''}"
+    size = "exact" if math.isinf(value) else f"{value:.1f} dB"
+    text = f"{name} {size}{', off scale ↑' if outside else ''}"
     axes.axhline(at, color=INK, linewidth=1.1, linestyle=dashes, zorder=1)
     axes.annotate(
         text,

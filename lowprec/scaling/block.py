@@ -1,4 +1,4 @@
-"""A block scaling as a value: element format, the tile that shares a scale, and the scale's rule."""
+"""A block scaling as a value: element format, tile that shares a scale, and the scale's rule."""
 
 import dataclasses
 import functools

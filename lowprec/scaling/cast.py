@@ -55,8 +55,8 @@ def cast(
       ValueError: an unknown name or mode, or an argument that does not apply.
 
     Example:
-      >>> cast(jnp.array([1.0, 0.3, -1000.0]), "float8_e4m3fn")
-      Array([   1.    ,    0.3125, -448.    ], dtype=float32)
+      >>> cast(jnp.array([1.0, 0.3, -1000.0]), "float8_e4m3fn").tolist()
+      [1.0, 0.3125, -448.0]
     """
     target = get_format_or_block(fmt_or_block)
     check_choice("grad", grad, typing.get_args(Gradient))

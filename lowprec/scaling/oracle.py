@@ -1,17 +1,17 @@
 """The exact oracle of `quantize`: one tile after the other, in Python integers and fractions.
 
-Slow and obvious, it spells out what `lowprec.quantize` and `QTensor.dequantize` must return, bit for
-bit. It shares no arithmetic with them: scales come from the rules as their sources state them, and
-every float32 operation of a source is an exact one, rounded once, by `lowprec.numerics.oracle`.
+Slow and obvious, it spells out what `lowprec.quantize` and `QTensor.dequantize` must return. It
+shares no arithmetic with them: scales come from the rules as their sources state them, and every
+float32 operation of a source is an exact one, rounded once, by `lowprec.numerics.oracle`.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
 import struct
 from collections.abc import Callable
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,8 @@ _ONE, _NAN, _INFINITY = map(float32_bits, (1.0, math.nan, math.inf))
 _MAX_FINITE = _INFINITY - 1
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Quantized:
-    """Codes of x's shape, one scale a tile (codes or float32 bits), and float32 bits of the rest."""
+class Quantized(NamedTuple):
+    """Codes, one scale a tile (a code or float32 bits), and float32 bits of the rest."""
 
     codes: NDArray[np.unsignedinteger]
     scales: NDArray[np.unsignedinteger]
@@ -37,8 +36,7 @@ class Quantized:
     values: NDArray[np.uint32]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TileScale:
+class TileScale(NamedTuple):
     """A scale as stored, as float32 bits, and what it makes of an element before it is encoded."""
 
     stored: int
@@ -72,23 +70,24 @@ def quantize(
     values = np.zeros(bits.shape, np.uint32)
     scales_shape = tuple(max(where[i] for where in tiles) + 1 for i in range(bits.ndim))
     scales = np.zeros(scales_shape, np.uint32 if wide else np.uint8)
-    word_bits = block.random_bit_count or 32
     for where, tile in tiles.items():
         scale = tile_scale(measured[where], tensor, block)
         scales[where] = scale.stored
         for i in tile:
+            scaled = scale.scaled(int(bits[i]))
+            # A NaN has the sign of the element that it stands for.
+            signed = math.copysign(scaled, _float(int(bits[i]))) if math.isnan(scaled) else scaled
             code = oracle.encode(
-                scale.scaled(int(bits[i])),
+                signed,
                 block.element,
                 rounding=rounding or block.rounding,
                 overflow=block.overflow,
                 word=0 if words is None else int(words[i]),
-                word_bits=word_bits,
+                word_bits=block.random_bit_count or 32,
             )
             value = multiply(_decoded(code, block.element), scale.bits)
             codes[i], values[i] = code, value if tensor is None else multiply(value, tensor[1])
-    tensor_scale = None if tensor is None else tensor[1]
-    return Quantized(codes=codes, scales=scales, tensor_scale=tensor_scale, values=values)
+    return Quantized(codes, scales, None if tensor is None else tensor[1], values)
 
 
 def tile_scale(amax: int, tensor: tuple[int, int] | None, block: Block) -> TileScale:
@@ -102,20 +101,20 @@ def tile_scale(amax: int, tensor: tuple[int, int] | None, block: Block) -> TileS
     amax = eps if _float(amax) < _float(eps) else amax
     small = block.unit_scale_amax is not None and _float(amax) <= block.unit_scale_amax
     if small or (block.nonfinite == "unit_scale" and not math.isfinite(_float(amax))):
-        return TileScale(stored=_ONE, bits=_ONE, scaled=lambda x: _float(multiply(x, _ONE)))
+        return TileScale(_ONE, _ONE, lambda x: _float(multiply(x, _ONE)))
     if block.scale_arithmetic == "divide":
         scale = divide(amax, largest_value)
-        return TileScale(stored=scale, bits=scale, scaled=lambda x: _float(divide(x, scale)))
+        return TileScale(scale, scale, lambda x: _float(divide(x, scale)))
     encode_scale = _finite(divide(largest_value, amax))
     scale = divide(_ONE, encode_scale)
-    return TileScale(stored=scale, bits=scale, scaled=lambda x: _float(multiply(x, encode_scale)))
+    return TileScale(scale, scale, lambda x: _float(multiply(x, encode_scale)))
 
 
 def _power_of_two(amax: int, block: Block) -> TileScale:
     """OCP MX 1.0, section 6.3, and the other rules; the exponent is clamped to the scale format."""
     if not math.isfinite(_float(amax)):
         nan = _encoded(math.nan, block.scale_format)
-        return TileScale(stored=nan, bits=_NAN, scaled=lambda x: math.nan)
+        return TileScale(nan, _NAN, lambda x: math.nan)
     size, largest_value = Fraction(_float(amax)), Fraction(_float(_largest(block.element)))
     top = floor_log2(largest_value)
     if size == 0:
@@ -132,9 +131,7 @@ def _power_of_two(amax: int, block: Block) -> TileScale:
     lowest, highest = (-block.scale_format.bias, block.scale_format.max_code)
     exponent = min(max(exponent, lowest), lowest + highest)
     power = 2.0**exponent
-    return TileScale(
-        stored=exponent - lowest, bits=float32_bits(power), scaled=lambda x: _float(x) / power
-    )
+    return TileScale(exponent - lowest, float32_bits(power), lambda x: _float(x) / power)
 
 
 def tensor_encode_scale(amax: int, block: Block) -> tuple[int, int]:

@@ -81,6 +81,14 @@ class QTensor:
         """float32 bits of the elements before scaling, of the tensor's shape."""
         return decode_bits(self.codes.astype(jnp.uint32), self.block.element)
 
+    def scaled_bits(self) -> jax.Array:
+        """float32 bits of element * scale, the tensor scale left out."""
+        scales, element = self.scale_bits(), self.block.element
+        tiles = tiles_of(self.shape, scales.shape, self.block, self.axis)
+        short = element.mantissa_bits < 8 and element.min_exponent - element.mantissa_bits >= -126
+        multiply = float32.multiply_short if short else float32.multiply
+        return multiply(self.element_bits(), spread(scales, self.shape, tiles))
+
     def scale_bits(self) -> jax.Array:
         """float32 bits of the scales, one a tile, the tensor scale left out."""
         if self.scales.dtype == jnp.float32:
@@ -95,9 +103,7 @@ class QTensor:
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def _dequantize(q: QTensor, dtype: str) -> jax.Array:
-    scales = q.scale_bits()
-    tiles = tiles_of(q.shape, scales.shape, q.block, q.axis)
-    value = float32.multiply(q.element_bits(), spread(scales, q.shape, tiles))
+    value = q.scaled_bits()
     if q.tensor_scale is not None:
         tensor = jnp.broadcast_to(float32.to_bits(q.tensor_scale), value.shape)
         value = float32.multiply(value, tensor)

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
-from lowprec.numerics.codec import check_random, encode_bits, float_array, refuse_gradient
+from lowprec.numerics.codec import check_random, encode_number, float_array, refuse_gradient
 from lowprec.numerics.rounding import Rounding
 from lowprec.scaling.block import Block, get_block
 from lowprec.scaling.qtensor import QTensor
@@ -39,8 +39,8 @@ def quantize(
       block: a block by name, path or value.
       axis: the contraction axis, along which the tile's second size runs.
       amax: for static or delayed scaling, the largest magnitudes to scale by instead of the
-        measured ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale, else of the
-        tiles (broadcastable to the scales' shape). What lies above saturates.
+        measured ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale,
+        else of the tiles (broadcastable to the scales' shape). What lies above saturates.
       rounding: of the elements; by default the block's.
       random_bits: for `stochastic`, an unsigned array of x's shape.
 
@@ -84,12 +84,9 @@ def _quantize(
     bits = float32.to_bits(x)
     tiles = tile_shape(block, x.shape, axis)
     tile_amax, tensor_amax = _amax(bits, tiles, block, static)
-    # A barrier, or the compiler computes a tile's scale again for each of its elements.
-    found = lax.optimization_barrier(find_scales(tile_amax, tensor_amax, block))
-    scaled, shift = _scale(bits, found, block, tiles)
-    codes = encode_bits(
-        scaled, block.element, mode, block.overflow, words, word_bits, exponent_shift=shift
-    )
+    found = _materialised(tile_amax, tensor_amax, block)
+    scaled = _scale(bits, found, block, tiles)
+    codes = encode_number(scaled, block.element, mode, block.overflow, words, word_bits)
     float_scales = block.scale_format.bits > 8
     return QTensor(
         codes=codes,
@@ -128,15 +125,31 @@ def _amax(
     return measured, jnp.max(measured, keepdims=True) if static is None else static
 
 
-def _scale(
-    bits: jax.Array, found: Scales, block: Block, tiles: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array | None]:
-    """The bits to encode, and the power of two to encode them with where the scale is one."""
+def _materialised(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales:
+    """`find_scales` in a loop of one turn, whose count the compiler does not see.
+
+    Otherwise it would fuse the scale's arithmetic into what follows, and do it again for every
+    element of the tile.
+    """
+    if block.power_of_two:
+        # A few integer operations: cheap to repeat, and equal tensors are quantized once.
+        return find_scales(amax, tensor_amax, block)
+    shapes = jax.eval_shape(functools.partial(find_scales, block=block), amax, tensor_amax)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    once = lax.optimization_barrier(jnp.int32(1))
+    return lax.fori_loop(0, once, lambda *_: find_scales(amax, tensor_amax, block), start)
+
+
+def _scale(bits: jax.Array, found: Scales, block: Block, tiles: tuple[int, ...]) -> float32.Number:
+    """The elements divided by their scales, as the block's arithmetic does it."""
     if found.exponent is not None:
+        x = float32.number(bits)
         nan = found.stored == np.asarray(block.scale_format.nan_code, found.stored.dtype)
-        poisoned = jnp.where(spread(nan, bits.shape, tiles), float32.QUIET_NAN, bits)
-        return poisoned, spread(found.exponent, bits.shape, tiles)
+        return x._replace(
+            exponent=x.exponent + spread(found.exponent, bits.shape, tiles),
+            nan=x.nan | spread(nan, bits.shape, tiles),
+        )
     if found.divisor is not None:
-        return float32.divide(bits, spread(found.divisor, bits.shape, tiles)), None
+        return float32.scaled_down(bits, spread(found.divisor, bits.shape, tiles))
     assert found.multiplier is not None
-    return float32.multiply(bits, spread(found.multiplier, bits.shape, tiles)), None
+    return float32.scaled_up(bits, spread(found.multiplier, bits.shape, tiles))

@@ -47,7 +47,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(name="quick", windows_per_document=3, captured_windows=2),
+    "quick": Preset(name="quick", windows_per_document=2, captured_windows=2),
     "full": Preset(name="full", windows_per_document=64, captured_windows=4),
 }
 

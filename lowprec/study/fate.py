@@ -10,7 +10,9 @@ from lowprec.numerics import float32
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 from lowprec.scaling.cast import cast
+from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
+from lowprec.scaling.tiles import spread, tiles_of
 
 
 class Fate(NamedTuple):
@@ -25,28 +27,39 @@ class Fate(NamedTuple):
     flushed: jax.Array
 
 
-def operand_fate(x: jax.Array, target: Format | Block, axis: int) -> Fate:
-    """Counts what quantization along `axis` does to the elements of x; works under `jit`."""
+def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
+    """Counts what quantization did to the elements of x; works under `jit`.
+
+    `became` is what x was quantized to, or the plain format that it was cast to.
+    """
     before = float32.to_bits(x) & float32.MAGNITUDE
-    if isinstance(target, Format):
-        after = float32.to_bits(cast(x, target)) & float32.MAGNITUDE
-        clipped = before > float32.constant(target.max)
+    if isinstance(became, Format) and became.name in ("float32", x.dtype.name):
+        return Fate(jnp.int32(0), jnp.int32(0))
+    if isinstance(became, Format):
+        after = float32.to_bits(cast(x, became)) & float32.MAGNITUDE
+        clipped = before > float32.constant(became.max)
     else:
-        q = quantize(x, target, axis=axis)
-        after = float32.to_bits(q.dequantize()) & float32.MAGNITUDE
-        element = q.codes.astype(jnp.uint32) & ~np.uint32(target.element.sign_mask)
-        clipped = (element == np.uint32(target.element.max_code)) & (before > after)
-        # At the largest code a value within half a step of it is rounded, not clipped.
-        clipped &= before > float32.multiply(after, jnp.full_like(after, _half_step(target)))
+        element = became.block.element
+        after = became.codes.astype(jnp.uint32) & ~np.uint32(element.sign_mask)
+        clipped = (after == np.uint32(element.max_code)) & (before > _limits(became))
     flushed = (before != 0) & (after == 0)
     return Fate(jnp.sum(clipped, dtype=jnp.int32), jnp.sum(flushed, dtype=jnp.int32))
 
 
-def _half_step(block: Block) -> np.uint32:
-    """(max + half a step) / max, as float32 bits."""
-    element = block.element
+def _limits(q: QTensor) -> jax.Array:
+    """float32 bits, for each element, of what rounds to the largest value without being cut off.
+
+    That is half a step above the largest value: within it a value is rounded, not clipped.
+    """
+    element = q.block.element
     step = element.max - element.magnitude(element.max_code - 1)
-    return np.float32((element.max + step / 2) / element.max).view(np.uint32)
+    limit = np.float32(element.max + step / 2).view(np.uint32)
+    scales = q.scale_bits()
+    if q.tensor_scale is not None:
+        tensor = jnp.broadcast_to(float32.to_bits(q.tensor_scale), scales.shape)
+        scales = float32.multiply(scales, tensor)
+    per_tile = float32.multiply(scales, jnp.full_like(scales, limit))
+    return spread(per_tile, q.shape, tiles_of(q.shape, scales.shape, q.block, q.axis))
 
 
 def value_histogram(x: np.ndarray, block: Block, axis: int = -1) -> list[tuple[float, int]]:

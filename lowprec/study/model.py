@@ -19,7 +19,7 @@ from lowprec.study.rows import ModelRow
 
 Quantized = Literal["weights", "activations", "both"]
 QUANTIZED: tuple[Quantized, ...] = ("weights", "activations", "both")
-BATCH = 8
+BATCH = 14
 
 
 class Predictions(NamedTuple):

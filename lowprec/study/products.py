@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowprec.gemm.gemm import gemm
-from lowprec.gemm.recipe import ROLES, Recipe, Role, operand_bits
+from lowprec.gemm.gemm import multiply_operands, summation
+from lowprec.gemm.operand import Operand, prepare_operand
+from lowprec.gemm.recipe import ROLES, Recipe, Role, ScalePlace, operand_bits
 from lowprec.metrics import measure
 from lowprec.models.operands import LoneTensor, Operands
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 from lowprec.scaling.cast import cast
+from lowprec.scaling.quantize import quantize
 from lowprec.study.fate import Fate, operand_fate
 from lowprec.study.rows import ProductRow, TensorRow, error_columns
 
@@ -62,13 +64,23 @@ def _product_row(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "role"))
 def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
-    # One program: the compiler quantizes each operand once for the product and its statistics.
-    pair = getattr(recipe, role)
-    key = jax.random.key(0) if recipe.stochastic else None
-    y = gemm(a, b, recipe, role=role, key=key)
-    return y, operand_fate(a, pair.a, -1), operand_fate(b, pair.b, -2)
+    """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
+    pair, place = getattr(recipe, role), recipe.scales
+    a_key, b_key = jax.random.split(jax.random.key(0)) if recipe.stochastic else (None, None)
+    left, a_fate = _prepare(a, pair.a, place, -1, a_key)
+    right, b_fate = _prepare(b, pair.b, place, -2, b_key)
+    return multiply_operands(left, right, summation(recipe)), a_fate, b_fate
+
+
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis"))
+def _prepare(
+    x: jax.Array, target: Format | Block, place: ScalePlace, axis: int, key: jax.Array | None
+) -> tuple[Operand, Fate]:
+    operand, quantized = prepare_operand(x, target, place, axis=axis, key=key)
+    became = quantized if isinstance(target, Block) else target
+    assert became is not None
+    return operand, operand_fate(x, became)
 
 
 def compare_tensors(
@@ -94,7 +106,10 @@ def compare_tensors(
 
 @functools.partial(jax.jit, static_argnames="target")
 def _cast(x: jax.Array, target: Format | Block) -> tuple[jax.Array, Fate]:
-    return cast(x.astype(jnp.float32), target), operand_fate(x, target, -1)
+    if isinstance(target, Format):
+        return cast(x.astype(jnp.float32), target), operand_fate(x, target)
+    q = quantize(x, target)
+    return q.dequantize(), operand_fate(x, q)
 
 
 def qualified(target: Format | Block) -> str:

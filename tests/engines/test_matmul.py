@@ -172,6 +172,9 @@ def test_eager_jit_vmap_and_scan_agree(engine: str) -> None:
     assert_bits_equal(jax.lax.scan(lambda _, x: (None, one(x)), None, a)[1], want)
     columns = jax.vmap(lambda v: matmul(a[0], v[:, None], engine=engine)[:, 0], 1, 1)(b)
     assert_bits_equal(columns, want[0])
+    # Both mapped: a product with a batch axis, which a library sums in another order.
+    both = jax.vmap(lambda x, y: matmul(x, y, engine=engine))(a, jnp.stack([b, b, b, b]))
+    assert_bits_equal(both, want)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,4 +1,4 @@
-"""A GEMM under a recipe in exact arithmetic, on the oracles of quantization and of the fp32 engine."""
+"""A GEMM under a recipe in exact arithmetic: the oracles of quantization and the fp32 engine."""
 
 import itertools
 from typing import NamedTuple
@@ -32,9 +32,7 @@ def exact_operand(bits: Bits, target: Format | Block) -> ExactOperand:
         policy = "nonsaturating" if target.infinity == "ieee" else "saturate"
         values = [
             numbers.decode(
-                numbers.encode(
-                    float(x), target, rounding="nearest_even", overflow=policy
-                ),
+                numbers.encode(float(x), target, rounding="nearest_even", overflow=policy),
                 target,
             )
             for x in bits.view(np.float32).ravel()

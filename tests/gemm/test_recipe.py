@@ -27,7 +27,11 @@ def everywhere(operand: Any) -> dict[str, Any]:
     [
         ("output must be float32, bfloat16 or float16", "bf16", {"output": get_format("e5m2")}),
         ("promote_every = 0; at least 1", "bf16", {"promote_every": 0}),
-        ("scales tiles of 32 along K; scales = 'output' needs 'all'", "mxfp8", {"scales": "output"}),
+        (
+            "scales tiles of 32 along K; scales = 'output' needs 'all'",
+            "mxfp8",
+            {"scales": "output"},
+        ),
         ("scales = 'promotion' needs promote_every", "deepseek_v3", {"promote_every": None}),
         ("promote_every = 96 does not divide", "deepseek_v3", {"promote_every": 96}),
         ("promote_every = 256 does not divide", "deepseek_v3", {"promote_every": 256}),

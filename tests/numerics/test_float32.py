@@ -1,6 +1,9 @@
 """float32 arithmetic on bits against exact fractions."""
 
+import operator
 from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -167,6 +170,65 @@ def test_eager_and_strict_are_jit(function: Function, count: int) -> None:
         assert_bits_equal(jax.jit(function, compiler_options=options)(*words), want)
 
 
+@settings(max_examples=10)
+@given(a=operands, b=operands)
+def test_multiply_short(a: UInts, b: UInts) -> None:
+    a = a & np.uint32(0xFFFF0000)
+    a = np.where((a & 0x7F800000) == 0, a & np.uint32(SIGN), a)
+    compare(float32.multiply_short, oracle.multiply, a, b)
+
+
+def rounded_to_24_bits(x: Fraction) -> Fraction:
+    """To nearest even, with an unbounded exponent."""
+    if x == 0:
+        return x
+    exponent = abs(x.numerator).bit_length() - x.denominator.bit_length()
+    exponent -= abs(x) < Fraction(2) ** exponent
+    unit = Fraction(2) ** (exponent - 23)
+    return round(x / unit) * unit
+
+
+SCALINGS: list[tuple[Any, Callable[[int, int], int], Callable[[Any, Any], Any]]] = [
+    (float32.scaled_up, oracle.multiply, operator.mul),
+    (float32.scaled_down, oracle.divide, operator.truediv),
+]
+
+
+@pytest.mark.parametrize(("function", "bounded", "exactly"), SCALINGS, ids=["up", "down"])
+@settings(max_examples=3)
+@given(a=operands, b=operands)
+def test_scaled(
+    function: Any,
+    bounded: Callable[[int, int], int],
+    exactly: Callable[[Any, Any], Any],
+    a: UInts,
+    b: UInts,
+) -> None:
+    """As the product or quotient, but neither overflowing nor losing bits below 2^-126."""
+    a[: len(ALL)], b[: len(ALL)] = ALL, np.roll(ALL, int(a[-1]) % len(ALL))
+    sign, exponent, significand, infinite, nan = map(
+        np.asarray, jax.jit(function)(jnp.asarray(a), jnp.asarray(b))
+    )
+    for index, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        left, right = oracle.decode(x, "fp32"), oracle.decode(y, "fp32")
+        result = oracle.decode(bounded(x, y), "fp32")
+        exact = left.kind == right.kind == "finite" and (
+            right.value != 0 or function is SCALINGS[0][0]
+        )
+        assert nan[index] == (result.kind == "nan"), (hex(x), hex(y))
+        if result.kind == "nan":
+            continue
+        assert infinite[index] == (not exact and result.kind == "infinity"), (hex(x), hex(y))
+        assert (sign[index] != 0) == result.negative
+        if exact:
+            magnitude = int(significand[index]) * Fraction(2) ** (int(exponent[index]) - 23)
+            want = rounded_to_24_bits(abs(exactly(left.value, right.value)))
+            assert magnitude == want, (hex(x), hex(y))
+            assert want == 0 or significand[index] >> 23 == 1
+        elif not infinite[index]:
+            assert significand[index] == 0
+
+
 def test_unpack_normalises_subnormals() -> None:
     bits = np.array([0, 1, 3, 0x7FFFFF, 0x800000, 0x3F800000, 0x80000001], np.uint32)
     sign, exponent, significand = map(np.asarray, float32.unpack(jnp.asarray(bits)))
@@ -187,7 +249,22 @@ def test_pack_rounds_once(seed: int) -> None:
         jnp.zeros(SIZE, jnp.uint32), jnp.asarray(exponent), jnp.asarray(significand)
     )
     pairs = zip(significand.tolist(), exponent.tolist(), strict=True)
-    want = [oracle.round_to_float32(m * oracle.Fraction(2) ** (e - 31)) for m, e in pairs]
+    want = [oracle.round_to_float32(m * Fraction(2) ** (e - 31)) for m, e in pairs]
+    assert_bits_equal(floats(np.asarray(got)), floats(want), inputs=exponent)
+
+
+def test_pack_at_every_tie() -> None:
+    """Also where all kept bits lie below the significand, and one sticky bit breaks the tie."""
+    patterns = [0x80000000, 0x80000001, 0xC0000000, 0xC0000001, 0xFFFFFFFF, 0x80000080, 0x80000081]
+    exponents = [*range(-190, -118), *range(120, 135)]
+    pairs = [(m, e) for m in patterns for e in exponents]
+    significand, exponent = np.array(pairs, np.int64).T
+    got = float32.pack(
+        jnp.zeros(len(pairs), jnp.uint32),
+        jnp.asarray(exponent.astype(np.int32)),
+        jnp.asarray(significand.astype(np.uint32)),
+    )
+    want = [oracle.round_to_float32(m * Fraction(2) ** (e - 31)) for m, e in pairs]
     assert_bits_equal(floats(np.asarray(got)), floats(want), inputs=exponent)
 
 

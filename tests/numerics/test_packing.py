@@ -1,5 +1,6 @@
 """The packed stream against one big Python integer: code j occupies bits [j*b, (j+1)*b)."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,11 +10,16 @@ from tests.helpers import FORMATS, assert_bits_equal, random_words
 
 # One format of every width there is.
 WIDTHS = sorted({fmt.bits: fmt for fmt in reversed(FORMATS)}.items())
-SIZES = (0, 1, 2, 3, 5, 7, 8, 9, 33)
+SIZES = (0, 1, 3, 8, 33)
 
 each_width = pytest.mark.parametrize(
     "fmt", [fmt for _, fmt in WIDTHS], ids=[f"{b}" for b, _ in WIDTHS]
 )
+
+
+# Compiled as a whole: operation by operation, a new shape takes ten times as long.
+packed_by_jit = jax.jit(pack, static_argnames="fmt")
+unpacked_by_jit = jax.jit(unpack, static_argnames=("fmt", "size"))
 
 
 def codes_of(fmt: Format, *shape: int) -> np.ndarray:
@@ -35,11 +41,11 @@ def test_the_widths() -> None:
 def test_little_endian_stream(fmt: Format, size: int) -> None:
     codes = codes_of(fmt, 2, size)
     want = np.array([stream(row.tolist(), fmt.bits) for row in codes], np.uint8)
-    packed = pack(codes, fmt)
+    packed = packed_by_jit(codes, fmt)
     assert packed.dtype == np.uint8
     assert packed.shape == (2, -(-size * fmt.bits // 8))
     assert_bits_equal(packed, want.reshape(packed.shape))
-    back = unpack(packed, fmt, size)
+    back = unpacked_by_jit(packed, fmt, size)
     assert back.dtype == fmt.code_dtype
     assert_bits_equal(back, codes, fmt=fmt)
 
@@ -51,15 +57,15 @@ def test_all_ones_and_single_bits(fmt: Format) -> None:
     single = [1 << (position % fmt.bits) for position in range(count)]
     codes = np.array([full, single], fmt.code_dtype)
     want = np.array([stream(row, fmt.bits) for row in (full, single)], np.uint8)
-    assert_bits_equal(pack(codes, fmt), want)
-    assert_bits_equal(unpack(want, fmt, count), codes)
+    assert_bits_equal(packed_by_jit(codes, fmt), want)
+    assert_bits_equal(unpacked_by_jit(want, fmt, count), codes)
 
 
 @each_width
 def test_bits_above_the_code_are_ignored(fmt: Format) -> None:
     codes = codes_of(fmt, 11).astype(np.uint32)
     above = np.uint32(0xFFFFFFFF & ~fmt.code_mask)
-    assert_bits_equal(pack(codes | above, fmt), pack(codes, fmt))
+    assert_bits_equal(packed_by_jit(codes | above, fmt), packed_by_jit(codes, fmt))
 
 
 def test_bits_after_the_last_code_are_ignored() -> None:

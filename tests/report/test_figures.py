@@ -1,13 +1,15 @@
 """Figures: findings computed from the data, floors drawn, missing data told apart from empty."""
 
+import itertools
 from collections.abc import Callable
 
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lowprec.report import comparisons, figures, style
+from lowprec.report import comparisons, figures, style, words
 from lowprec.report.figures.blocks import spread
 from lowprec.report.figures.loss import lossy_models
 from tests.report import synthetic
@@ -81,8 +83,8 @@ def test_floor_within_the_axes_is_drawn_at_its_value() -> None:
     near = synthetic.products(lift={"float32": -90.0}, layers=FEW)
     picture = made(figures.error_by_bits(near))
     floor = comparisons.floor(near, comparisons.FLOAT32, "fprop")
-    heights = [line.get_ydata() for line in picture.figure.axes[0].lines]
-    assert any(list(ys) == [floor, floor] for ys in heights)
+    heights = [np.asarray(line.get_ydata()).tolist() for line in picture.figure.axes[0].lines]
+    assert [floor, floor] in heights
     assert "off scale" not in words_of(picture.figure)
 
 
@@ -94,6 +96,14 @@ def test_the_hardest_layer_is_named() -> None:
     )
     title = made(figures.error_by_layer(hard)).title
     assert title == f"{layer} in dgrad has the lowest SQNR for 6 of 6 recipes"
+
+
+def test_recipes_that_disagree_on_the_hardest_layer() -> None:
+    rows = PRODUCTS.with_row_index().with_columns(
+        sqnr_db=pl.col("sqnr_db") - 40 * (pl.col("index") % 25 == 0).cast(pl.Float64)
+    )
+    title = made(figures.error_by_layer(rows)).title
+    assert title == "No product has the lowest SQNR for most of 6 recipes"
 
 
 def test_one_layer_has_no_figure_by_layer() -> None:
@@ -149,18 +159,27 @@ def test_loss_axis_follows_the_range() -> None:
 
 def test_a_loss_that_falls_is_drawn() -> None:
     model = synthetic.model({"recipe:a": -0.02, "recipe:b": 0.0, "recipe:c": 0.00001})
-    assert "−0.0200" in made(figures.loss_increase(model)).title
+    assert f"{words.MINUS}0.0200" in made(figures.loss_increase(model)).title
 
 
 def test_code_use_counts_the_values_that_nothing_takes() -> None:
     rows = [("l", "x", "block:mxfp4", value, 25) for value in (-0.0, 0.0, 6.0, -1.5)]
     names = ["layer", "operand", "block", "value", "count"]
     picture = made(figures.code_use(pl.DataFrame(rows, schema=names, orient="row")))
-    assert picture.title == "Elements of l (x) that become zero: block:mxfp4 50.0 %"
-    assert "25.0 % on the largest magnitude" in picture.sentence
-    assert "1.50 bits of entropy on 15 values" in picture.sentence
+    assert picture.title == "Elements of l (x) that become zero: 50.0 % with block:mxfp4"
+    assert "block:mxfp4 25.0 % and 1.50 bits on 15" in picture.sentence
     heights = [bar.get_height() for bar in picture.figure.axes[0].patches]  # type: ignore[attr-defined]
     assert len(heights) == 15 and sum(heights) == 100
+
+
+def test_code_use_draws_the_scalings_of_fewest_values() -> None:
+    blocks = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "nvfp4")
+    rows = [("l", "x", f"block:{block}", 1.0, 1) for block in blocks]
+    names = ["layer", "operand", "block", "value", "count"]
+    picture = made(figures.code_use(pl.DataFrame(rows, schema=names, orient="row")))
+    titles = [axes.get_title(loc="left") for axes in picture.figure.axes]
+    assert titles == [f"block:{name}" for name in ("mxfp4", "nvfp4", "mxfp6_e2m3", "mxfp6_e3m2")]
+    assert picture.sentence.endswith("Not drawn: block:mxfp8_e5m2 and block:mxfp8_e4m3.")
 
 
 def test_tensor_errors_name_every_block() -> None:
@@ -169,13 +188,17 @@ def test_tensor_errors_name_every_block() -> None:
     assert set(tensors["block"]) <= set(words_of(picture.figure).split("\n"))
     floors = tensors.head(1).with_columns(block=pl.lit("format:bfloat16"), sqnr_db=pl.lit(55.0))
     with_floor = made(figures.tensor_errors(pl.concat([tensors, floors])))
-    assert "bf16 55.0 dB" in words_of(with_floor.figure)
+    assert "format:bfloat16 55.0 dB" in words_of(with_floor.figure)
+    exact = floors.with_columns(block=pl.lit("format:float32"), sqnr_db=pl.lit(float("inf")))
+    with_both = made(figures.tensor_errors(pl.concat([tensors, floors, exact])))
+    assert "format:float32 exact, off scale" in words_of(with_both.figure)
+    assert "format:float32 exact and format:bfloat16 at 55.0 dB" in with_both.sentence
 
 
 def test_spread_keeps_order_and_distance() -> None:
     heights = spread([0.0, 0.1, 0.1, 5.0, 5.1], 1.0)
     assert heights == sorted(heights)
-    assert all(b - a >= 1 - 1e-9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 1 - 1e-9 for a, b in itertools.pairwise(heights))
 
 
 @pytest.mark.parametrize("frame", ["products", "model", "histogram", "tensors"])
@@ -200,8 +223,8 @@ def test_series_look_alike_in_every_figure_and_differ_from_each_other() -> None:
 
 
 def test_svg_has_no_date_and_its_own_ids() -> None:
-    picture = made(figures.code_use(synthetic.histogram()))
-    first, again = (style.svg(picture.figure, "one") for _ in range(2))
+    drawn = [made(figures.code_use(synthetic.histogram())).figure for _ in range(2)]
+    first, again = (style.svg(figure, "one") for figure in drawn)
     assert first == again
     assert "<metadata" not in first and "http" not in first.replace("http://www.w3.org/", "")
     assert 'id="one-' in first and "url(#one-" in first

@@ -1,10 +1,12 @@
 """Blocks to try, tensors for them as bit patterns, and the comparison with the exact oracle."""
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from lowprec.numerics import get_format
@@ -33,6 +35,11 @@ USER_BLOCKS: tuple[Block, ...] = (
 
 BLOCKS: tuple[Block, ...] = (*map(get_block, list_blocks()), *USER_BLOCKS)
 BLOCK_NAMES = [block.name for block in BLOCKS]
+
+
+def slow_if(names: Iterable[str], slow: Collection[str]) -> list[Any]:
+    """Names as parameters, those that take long to compile marked slow."""
+    return [pytest.param(x, marks=[pytest.mark.slow] * (x in slow)) for x in names]
 
 
 def width(block: Block) -> int:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lowprec.numerics import decode
-from lowprec.scaling import Block, get_block, list_blocks, quantize
+from lowprec.scaling import Block, get_block, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
-from tests.scaling.helpers import changed, width
+from tests.scaling.helpers import changed, slow_if, width
 
-MX = [name for name in list_blocks() if get_block(name).power_of_two]
+MX = ["mxfp8_e4m3", "mxfp8_e5m2_rceil", "mxfp6_e2m3_rceil", "mxfp6_e3m2", "mxfp4"]
 FLOAT_SCALES = ["fp8_1x128", "fp8_128x128", "fp8_channel", "fp8_tensor", "nvfp4"]
 
 
@@ -55,7 +55,9 @@ def test_a_power_of_two_moves_scales_and_not_codes(name: str) -> None:
 def test_order_inside_a_tile_does_not_matter(name: str) -> None:
     x = rows_for(name)
     tile = int(get_block(name).tile[1])
-    order = np.concatenate([np.random.default_rng(0).permutation(tile), np.arange(tile, x.shape[1])])
+    order = np.concatenate(
+        [np.random.default_rng(0).permutation(tile), np.arange(tile, x.shape[1])]
+    )
     q, shuffled = quantize(x, name), quantize(x[:, order], name)
     assert_bits_equal(np.asarray(shuffled.codes), np.asarray(q.codes)[:, order])
     assert_bits_equal(np.asarray(shuffled.scales), np.asarray(q.scales))
@@ -148,7 +150,7 @@ def test_leading_axes_are_batch_axes(name: str) -> None:
         assert_bits_equal(back[i, j], np.asarray(one.dequantize()))
 
 
-@pytest.mark.parametrize("name", ["fp8_tensor", "nvfp4"])
+@pytest.mark.parametrize("name", slow_if(["fp8_tensor", "nvfp4"], ["nvfp4"]))
 def test_a_scale_of_the_whole_array_spans_batch_axes_and_vmap_does_not(name: str) -> None:
     x = numbers(2, 2, width(get_block(name))) * jnp.array([1.0, 100.0])[:, None, None]
     whole, each = quantize(x, name), jax.vmap(lambda m: quantize(m, name))(x)
@@ -164,7 +166,7 @@ def test_a_scale_of_the_whole_array_spans_batch_axes_and_vmap_does_not(name: str
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("mxfp4", jnp.bfloat16), ("mxfp4", jnp.float16), ("nvfp4", jnp.bfloat16)],
+    [("mxfp4", jnp.bfloat16), ("mxfp4", jnp.float16), ("fp8_1x128", jnp.bfloat16)],
 )
 def test_narrow_input_is_its_float32_value(name: str, dtype: Any) -> None:
     x = rows_for(name).astype(dtype)
@@ -243,7 +245,7 @@ def test_a_product_beyond_float32_is_inf_and_a_subnormal_exact() -> None:
         (ValueError, "no elements", lambda: quantize(jnp.zeros((0, 3)), "mxfp4")),
         (ValueError, "no elements", lambda: quantize(1.0, "mxfp4")),
         (ValueError, "out of range", lambda: quantize(jnp.ones((2, 3)), "mxfp4", axis=2)),
-        (ValueError, "does not broadcast", lambda: quantize(jnp.ones(3), "mxfp4", amax=[1.0, 2.0])),
+        (ValueError, "does not broadcast", lambda: quantize(jnp.ones(3), "mxfp4", amax=np.ones(2))),
         (ValueError, "did you mean.*mxfp4", lambda: quantize(jnp.ones(3), "mxfp44")),
         (ValueError, "random_bits", lambda: quantize(jnp.ones(3), "mxfp4", rounding="stochastic")),
         (

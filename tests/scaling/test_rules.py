@@ -1,4 +1,4 @@
-"""Power-of-two scale rules where they go wrong: at powers of two, at MAX * 2^k, among subnormals."""
+"""Power-of-two scale rules where they go wrong: at 2^k, at MAX * 2^k, among subnormals."""
 
 import functools
 import math
@@ -9,13 +9,13 @@ import pytest
 
 from lowprec.scaling import Block, QTensor, get_block, oracle, quantize
 from tests.helpers import UInts, as_bits, assert_bits_equal, floats
-from tests.scaling.helpers import MX_ELEMENTS, changed
+from tests.scaling.helpers import MX_ELEMENTS, changed, slow_if
 
 RULES = ("floor", "even", "ceil", "rceil")
 MAX_FINITE = 0x7F7FFFFF
 
-# What amax / X reaches, [low, high) for floor and even, (low, high] for ceil and rceil: the table of
-# the reachable ranges that follow from the rules' definitions and the elements' largest values.
+# What amax / X reaches, [low, high) for floor and even, (low, high] for ceil and rceil, by hand
+# from the rules' definitions and the elements' largest values.
 REACH = {
     "mxfp8_e4m3": ((256, 512), (248, 496), (128, 256), (224, 448)),
     "mxfp8_e5m2": ((32768, 65536), (30720, 61440), (16384, 32768), (28672, 57344)),
@@ -49,7 +49,7 @@ def found(name: str, rule: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", MX_ELEMENTS)
+@pytest.mark.parametrize("name", slow_if(MX_ELEMENTS, MX_ELEMENTS[1:4]))
 def test_scale_is_exact(name: str, rule: str) -> None:
     amax = adversarial_amax()
     block = with_rule(name, rule)
@@ -58,7 +58,7 @@ def test_scale_is_exact(name: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", MX_ELEMENTS)
+@pytest.mark.parametrize("name", slow_if(MX_ELEMENTS, MX_ELEMENTS[1:4]))
 def test_scaled_amax_lies_in_the_rules_range(name: str, rule: str) -> None:
     scales, _ = found(name, rule)
     inside = (scales > 0) & (scales < 254)
@@ -73,14 +73,14 @@ def test_scaled_amax_lies_in_the_rules_range(name: str, rule: str) -> None:
         assert reached[inside].max() == high
 
 
-@pytest.mark.parametrize("name", MX_ELEMENTS)
+@pytest.mark.parametrize("name", slow_if(MX_ELEMENTS, MX_ELEMENTS[1:4]))
 def test_floor_even_ceil_are_ordered_and_within_one_step(name: str) -> None:
     floor, even, ceil = (found(name, rule)[0].astype(int) for rule in ("floor", "even", "ceil"))
     assert np.all((floor <= even) & (even <= ceil) & (ceil <= floor + 1))
     assert np.any(floor < even) and np.any(even < ceil)
 
 
-@pytest.mark.parametrize("name", MX_ELEMENTS)
+@pytest.mark.parametrize("name", slow_if(MX_ELEMENTS, MX_ELEMENTS[1:4]))
 def test_rceil_never_saturates_and_floor_does(name: str) -> None:
     largest = get_block(name).element.max
     amax = floats(adversarial_amax()).astype(np.float64)
@@ -102,7 +102,7 @@ def test_tiny_amax_is_clamped_to_the_smallest_scale(rule: str) -> None:
     assert np.all(np.abs(steps[codes[tiny]] - want) == nearest)
 
 
-@pytest.mark.parametrize("name", MX_ELEMENTS)
+@pytest.mark.parametrize("name", ["mxfp8_e4m3"])
 def test_every_scale_code_decodes(name: str) -> None:
     block = get_block(name)
     one = block.element.values

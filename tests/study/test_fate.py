@@ -12,15 +12,15 @@ X = np.array([[7.5, 6.9, 1.0, 0.2, 0.0, -0.2, -7.2, 0.3] + [0.0] * 24], np.float
 
 
 def test_fate_of_a_block() -> None:
-    fate = operand_fate(jnp.asarray(X), lp.get_block("mxfp4"), -1)
+    fate = operand_fate(jnp.asarray(X), lp.quantize(X, "mxfp4"))
     assert (int(fate.clipped), int(fate.flushed)) == (2, 2)
-    traced = jax.jit(lambda x: operand_fate(x, lp.get_block("mxfp4"), -1))(X)
+    traced = jax.jit(lambda x: operand_fate(x, lp.quantize(x, "mxfp4")))(X)
     assert (int(traced.clipped), int(traced.flushed)) == (2, 2)
 
 
 def test_fate_of_a_format() -> None:
     x = jnp.asarray([[1e5, 6e4, 1e-9, 0.0, -1e5]], jnp.float32)
-    fate = operand_fate(x, lp.get_format("float8_e5m2"), -1)
+    fate = operand_fate(x, lp.get_format("float8_e5m2"))
     assert (int(fate.clipped), int(fate.flushed)) == (3, 1)
 
 

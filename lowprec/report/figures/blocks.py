@@ -1,27 +1,24 @@
 """SQNR against bits per element of block scalings alone: one tensor, or some, without a product."""
 
+import math
+
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from lowprec.report import comparisons, style, words
 
-_FLOORS = {
-    "float32": ("block:float32", "format:float32", "element:float32"),
-    "bf16": tuple(
-        f"{kind}:{name}" for kind in ("block", "format", "element") for name in ("bf16", "bfloat16")
-    ),
-}
+BASELINES = ("format:float32", "format:bfloat16")
+"""What is drawn as a line: the types that tensors come in."""
 
 
 def tensor_errors(tensors: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
     """A point for each block scaling, named beside it: the median tensor and the quartiles."""
-    finite = tensors.filter(pl.col("sqnr_db").is_finite())
+    rows = tensors.filter(pl.col("sqnr_db").is_finite(), ~pl.col("block").is_in(BASELINES))
     floors = {
-        name: comparisons.median(finite.filter(pl.col("block").is_in(keys))["sqnr_db"])
-        for name, keys in _FLOORS.items()
+        name: comparisons.median(tensors.filter(pl.col("block") == name)["sqnr_db"])
+        for name in BASELINES
     }
-    rows = finite.filter(~pl.col("block").is_in([key for keys in _FLOORS.values() for key in keys]))
     if rows.is_empty():
         return None
     points = (
@@ -58,7 +55,9 @@ def _draw(axes: Axes, points: pl.DataFrame, floors: dict[str, float | None], nar
         axes.plot(
             row["bits"], row["middle"], **look, markersize=7, markeredgecolor="white", zorder=3
         )
-    ends = [*points["low"], *points["high"], *(x for x in (floors["bf16"],) if x is not None)]
+    half = floors["format:bfloat16"]
+    known = [] if half is None or not math.isfinite(half) else [half]
+    ends = [*points["low"], *points["high"], *known]
     room = max(max(ends) - min(ends), 1.0)
     axes.set_ylim(min(ends) - 0.1 * room, max(ends) + 0.15 * room)
     least, most = min(points["bits"]), max(points["bits"])
@@ -133,7 +132,11 @@ def _at(row: dict[str, float]) -> str:
 def _sentence(rows: pl.DataFrame, floors: dict[str, float | None]) -> str:
     names = comparisons.in_order(rows["name"])
     which = words.label(names[0], 60) if len(names) == 1 else words.counted(len(names), "tensor")
-    lines = [f"{k} at {words.number(v)} dB" for k, v in floors.items() if v is not None]
+    lines = [
+        f"{name} {'exact' if value == math.inf else f'at {words.number(value)} dB'}"
+        for name, value in floors.items()
+        if value is not None
+    ]
     tail = f"; the lines are the floors, {words.listed(lines)}" if lines else ""
     what = "SQNR" if len(names) == 1 else "Median SQNR, with the interquartile range,"
     return f"{what} of quantizing {which} with each block scaling{tail}."

@@ -113,6 +113,8 @@ def finding(lossy: pl.DataFrame) -> tuple[str, str]:
         f"{words.label(hardest['place'], 60)} in {hardest['role']} has the lowest SQNR for "
         f"{hardest['len']} of {series}"
     )
+    if 2 * hardest["len"] <= len(worst) and len(worst) > 1:
+        title = f"No product has the lowest SQNR for most of {series}"
     sentence = (
         f"SQNR of every product of {words.counted(lossy['place'].n_unique(), 'layer')} in the "
         f"model's order; a recipe's best and worst products lie "

@@ -88,7 +88,7 @@ def _draw(axes: Axes, groups: list[pl.DataFrame]) -> list[str]:
             face = look["color"] if resolved(row) else "white"
             axes.plot(row["increase"], position, **look, markersize=6.5, markerfacecolor=face)
             axes.annotate(
-                row["rank"] or "",
+                words.label(row["rank"] or "", 9),
                 (1.0, position),
                 (4, 0),
                 xycoords=axes.get_yaxis_transform(),
@@ -131,12 +131,12 @@ def _scale(axes: Axes, rows: pl.DataFrame, narrow: bool) -> None:
             axes.locator_params(axis="x", nbins=4)
         return
     least = math.floor(math.log10(sizes[len(sizes) // 4]))
-    most = math.ceil(math.log10(max(abs(v) for key in ("low", "high") for v in rows[key])))
+    most = math.floor(math.log10(max(abs(v) for key in ("low", "high") for v in rows[key])))
     axes.set_xscale("symlog", linthresh=10.0**least, linscale=1.1 if narrow else 0.6)
     lowest = min(rows["low"])
-    named = range(least + narrow, most + 1, 2 if narrow and most - least > 2 else 1)
-    powers = [10.0**power for power in named]
-    ticks = [*(-p for p in powers if -p >= 3 * lowest), 0.0, *powers]
+    powers = [10.0**power for power in range(most, least - 1, -2 if narrow else -1)][::-1]
+    below = [] if narrow else [-power for power in powers if -power >= 3 * lowest]
+    ticks = [*below, 0.0, *powers]
     axes.set_xticks(ticks, [words.significant(tick, 1) for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(min(1.5 * lowest, -0.3 * 10.0**least), 1.3 * max(rows["high"]))

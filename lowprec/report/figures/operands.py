@@ -9,6 +9,10 @@ from lowprec import catalogue
 from lowprec.report import comparisons, style, words
 from lowprec.scaling import get_block
 
+Panels = dict[str, dict[float, float]]
+"""The share of elements by value, by block scaling."""
+PANELS = 4
+"""The most block scalings drawn."""
 BARS = 40
 """The most values that get a bar each; more are drawn as one outline."""
 
@@ -22,8 +26,9 @@ def code_use(histogram: pl.DataFrame, *, narrow: bool = False) -> style.Picture 
     rows = rows.filter(pl.col("layer") == first["layer"], pl.col("operand") == first["operand"])
     blocks = comparisons.in_order(rows["block"])
     panels = {block: _shares(block, rows.filter(pl.col("block") == block)) for block in blocks}
-    where = f"{words.label(first['layer'], 60)} ({first['operand']})"
-    title, sentence = _finding(panels, where)
+    panels, others = _chosen(panels)
+    where = f"{words.label(first['layer'], 60)} ({words.label(first['operand'], 24)})"
+    title, sentence = _finding(panels, others, where)
     with style.look(narrow):
         columns = 1 if narrow else min(2, len(panels))
         lines = -(-len(panels) // columns)
@@ -87,16 +92,26 @@ def _ticks(values: list[float], most: int) -> list[int]:
     return sorted({p for s in steps for p in (middle - s, min(middle + s, len(values) - 1))})
 
 
-def _finding(panels: dict[str, dict[float, float]], where: str) -> tuple[str, str]:
+def _chosen(panels: Panels) -> tuple[Panels, list[str]]:
+    """The blocks to draw, those of the fewest values first, and the names of the others."""
+    ordered = sorted(panels, key=lambda block: (len(panels[block]), block))
+    return {block: panels[block] for block in ordered[:PANELS]}, ordered[PANELS:]
+
+
+def _finding(panels: Panels, others: list[str], where: str) -> tuple[str, str]:
     zero = sorted(((shares.get(0.0, 0.0), block) for block, shares in panels.items()), reverse=True)
-    listed = words.listed([f"{block} {words.percent(share)}" for share, block in zero])
+    ends = zero if len(zero) == 1 else [zero[0], zero[-1]]
+    listed = words.listed([f"{words.percent(share)} with {block}" for share, block in ends])
     title = f"Elements of {where} that become zero: {listed}"
     details = []
     for block, shares in panels.items():
         top = shares[min(shares)] * (min(shares) < 0) + shares[max(shares)]
         entropy = -sum(share * math.log2(share) for share in shares.values() if share)
         details.append(
-            f"{block} puts {words.percent(top)} on the largest magnitude and carries "
-            f"{words.number(entropy, 2)} bits of entropy on {len(shares)} values"
+            f"{block} {words.percent(top)} and {words.number(entropy, 2)} bits on {len(shares)}"
         )
-    return title, f"Share of scaled elements on each value: {'; '.join(details)}."
+    rest = f" Not drawn: {words.listed(others)}." if others else ""
+    return title, (
+        "Share of scaled elements on each value; on the largest magnitude, and entropy on how "
+        f"many values: {'; '.join(details)}.{rest}"
+    )
