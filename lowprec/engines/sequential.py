@@ -33,6 +33,7 @@ def sequential_product(engine: Engine, a: jax.Array, b: jax.Array, c: jax.Array)
         start = lax.optimization_barrier(flush(c_tile))
         return lax.scan(step, start, (a_tile, b_tile), unroll=_UNROLL)[0]
 
+    a, b = flush(a), flush(b)
     a_tiles = split_tiles(a.T, (a.shape[1], rows))[0]
     b_tiles = split_tiles(b, (b.shape[0], columns))[0]
     c_tiles = split_tiles(c, (rows, columns))

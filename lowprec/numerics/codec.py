@@ -231,7 +231,8 @@ def _round(
     word_bits: int,
 ) -> jax.Array:
     """The magnitude's code as if the exponent had no upper limit."""
-    above = exponent - fmt.min_exponent
+    # Zero has no exponent of its own: one far below the format's keeps it zero.
+    above = jnp.where(significand == 0, -64, exponent - fmt.min_exponent)
     if fmt.subnormals:
         shift = 23 - fmt.mantissa_bits + jnp.maximum(-above, 0)
         hidden = np.uint32(0)

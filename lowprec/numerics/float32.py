@@ -86,7 +86,7 @@ def number(bits: jax.Array) -> Number:
 
 
 def scaled_up(a: jax.Array, b: jax.Array) -> Number:
-    """a * b of two bit patterns, rounded once to 24 bits, with an unbounded exponent."""
+    """a * b of two bit patterns, rounded once to 24 bits, also where float32 is subnormal."""
     (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
     # Of significands in [1, 2) the float product neither overflows nor is subnormal.
     ones = [from_bits((x & _FRACTION) | ONE) for x in (a_significand, b_significand)]
@@ -96,11 +96,11 @@ def scaled_up(a: jax.Array, b: jax.Array) -> Number:
     zero, infinite = (a_size == 0) | (b_size == 0), (a_size == INFINITY) | (b_size == INFINITY)
     nan = (a_size > INFINITY) | (b_size > INFINITY) | (zero & infinite)
     significand = jnp.where(zero, 0, (product & _FRACTION) | _HIDDEN)
-    return Number((a ^ b) & SIGN, exponent, significand, infinite, nan)
+    return _within_range(Number((a ^ b) & SIGN, exponent, significand, infinite, nan))
 
 
 def scaled_down(a: jax.Array, b: jax.Array) -> Number:
-    """a / b of two bit patterns, rounded once to 24 bits, with an unbounded exponent."""
+    """a / b of two bit patterns, rounded once to 24 bits, also where float32 is subnormal."""
     (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
     less = (a_significand < b_significand).astype(jnp.int32)
     quotient, sticky = _quotient(a_significand, jnp.maximum(b_significand, _HIDDEN), less)
@@ -112,7 +112,16 @@ def scaled_down(a: jax.Array, b: jax.Array) -> Number:
     nan = (a_size > INFINITY) | (b_size > INFINITY) | (zero & infinite)
     exponent = a_exponent - b_exponent - less + carried.astype(jnp.int32)
     significand = jnp.where(zero, 0, rounded >> carried)
-    return Number((a ^ b) & SIGN, exponent, significand, infinite, nan)
+    return _within_range(Number((a ^ b) & SIGN, exponent, significand, infinite, nan))
+
+
+def _within_range(x: Number) -> Number:
+    """Zero and Inf where float32 has nothing smaller or larger to round to."""
+    vanished = (x.exponent < -150) | ((x.exponent == -150) & (x.significand == _HIDDEN))
+    return x._replace(
+        significand=jnp.where(vanished, 0, x.significand),
+        infinite=x.infinite | ((x.exponent > 127) & (x.significand != 0)),
+    )
 
 
 def multiply_short(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -12,6 +12,8 @@ from lowprec.models import TransformerConfig, init, save_checkpoint
 from lowprec.models.corpus import Document, save_held_out
 from lowprec.study import Collected, Preset, compare_captured, manifest
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TransformerConfig(
     layers=2, width=32, heads=2, kv_heads=1, head_dim=16, hidden=48, context=32
 )
