@@ -12,7 +12,7 @@ import numpy as np
 from lowprec.models.array_checks import check_values, is_float
 
 BLOCK = 32
-SPECTRUM_ROWS = 256
+SPECTRUM_ROWS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +38,8 @@ class OperandCard:
             not all zero, without unit: 1 where all channels weigh the same.
         effective_rank: exp of the entropy (in nats) of the squared singular values normalised to
             sum 1, over the number of singular values: 1 for a flat spectrum, near 0 for one
-            dominant direction. Of at most 256 vectors, evenly spaced: the i-th of 256 out of n
-            is vector floor(i * n / 256).
+            dominant direction. Of at most 128 vectors, evenly spaced: the i-th of 128 out of n
+            is vector floor(i * n / 128).
         top_energy: largest squared singular value over the sum of all, from 0 to 1, of the same.
         exponent_spread: 95th minus 5th percentile of floor(log2|x|) over the nonzero elements, in
             octaves; both percentiles are exponents that occur.

@@ -47,7 +47,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(name="quick", windows_per_document=2, captured_windows=2),
+    "quick": Preset(name="quick", windows_per_document=1, captured_windows=2),
     "full": Preset(name="full", windows_per_document=64, captured_windows=4),
 }
 
@@ -137,13 +137,11 @@ def compare_captured(
             Operands(x.layer, x=np.asarray(x.x), w=np.asarray(x.w), dy=np.asarray(x.dy))
             for x in layers
         ]
-    _add_cards(operands, "captured", into)
-    _add_histogram(operands, recipes, into)
     recipes = with_baselines(recipes)
-    steps: dict[str, Callable[[], Any]] = {
-        f"{recipe.name}: products": _products_step(operands, recipe, "captured")
-        for recipe in recipes
-    }
+    steps: dict[str, Callable[[], Any]] = {"cards": lambda: _cards(operands, "captured")}
+    steps["histogram"] = lambda: _histogram(operands, recipes)
+    for recipe in recipes:
+        steps[f"{recipe.name}: products"] = _products_step(operands, recipe, "captured")
     bf16 = get_recipe("bf16")
     scored = [recipe for recipe in recipes if recipe.name not in BASELINES]
     steps[BASELINE_LOSS] = lambda: predict(params, config, text, bf16, "both")
@@ -154,7 +152,11 @@ def compare_captured(
             )
     losses = _Losses([recipe.name for recipe in scored])
     for name, value in _run(steps, into, progress):
-        if name == BASELINE_LOSS:
+        if name == "cards":
+            into.cards.extend(value)
+        elif name == "histogram":
+            into.histogram.extend(value)
+        elif name == BASELINE_LOSS:
             losses.set_baseline(value, preset.seed)
         elif isinstance(value, LossResult):
             losses.add(value, preset.seed)
@@ -182,9 +184,9 @@ def compare_files(
         operands = [x for x in found if isinstance(x, Operands)]
         tensors = [x for x in found if isinstance(x, LoneTensor)]
         with into.timed(f"cards: {source}"):
-            _add_cards(operands, source, into)
-            _add_cards(tensors, source, into)
-        _add_histogram(operands, recipes, into)
+            into.cards += _cards([*operands, *tensors], source)
+        if not into.histogram:
+            into.histogram = _histogram(operands, recipes)
         if operands:
             for recipe in recipes:
                 steps[f"{recipe.name}: products of {source}"] = _products_step(
@@ -252,7 +254,8 @@ def _first_windows(text: Windows, count: int) -> Windows:
     )
 
 
-def _add_cards(found: Sequence[Operands | LoneTensor], source: str, into: Collected) -> None:
+def _cards(found: Sequence[Operands | LoneTensor], source: str) -> list[dict[str, Any]]:
+    rows = []
     for item in found:
         if isinstance(item, LoneTensor):
             members = {item.name: (item.x, -1)}
@@ -265,31 +268,26 @@ def _add_cards(found: Sequence[Operands | LoneTensor], source: str, into: Collec
             }
         for name, (value, axis) in members.items():
             columns = card(value, axis).to_dict()
-            rows, across = value.shape
             for key in ("shape", "dtype", "axis"):
                 columns.pop(key)
-            into.cards.append(
-                {"source": source, "tensor": name, **columns, "rows": rows, "columns": across}
-            )
+            size = {"rows": value.shape[0], "columns": value.shape[1]}
+            rows.append({"source": source, "tensor": name, **columns, **size})
+    return rows
 
 
-def _add_histogram(
-    operands: Sequence[Operands], recipes: Sequence[Recipe], into: Collected
-) -> None:
+def _histogram(operands: Sequence[Operands], recipes: Sequence[Recipe]) -> list[HistogramRow]:
     """Where the scaled inputs of one layer fall on each block's values."""
-    with_input = [layer for layer in operands if layer.x is not None]
-    if not with_input or into.histogram:
-        return
-    chosen = next((x for x in with_input if x.layer == HISTOGRAM_LAYER), with_input[0])
-    assert chosen.x is not None
-    for block in blocks_of(recipes):
-        if isinstance(block, Block):
-            into.histogram.extend(
-                HistogramRow(
-                    layer=chosen.layer, operand="x", block=qualified(block), value=v, count=count
-                )
-                for v, count in value_histogram(_plain(chosen.x), block)
-            )
+    inputs = {layer.layer: layer.x for layer in operands if layer.x is not None}
+    if not inputs:
+        return []
+    name = HISTOGRAM_LAYER if HISTOGRAM_LAYER in inputs else next(iter(inputs))
+    x = _plain(inputs[name])
+    return [
+        HistogramRow(layer=name, operand="x", block=qualified(block), value=v, count=count)
+        for block in blocks_of(recipes)
+        if isinstance(block, Block)
+        for v, count in value_histogram(x, block)
+    ]
 
 
 def _plain(x: np.ndarray) -> np.ndarray:

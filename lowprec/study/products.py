@@ -19,6 +19,8 @@ from lowprec.scaling.quantize import quantize
 from lowprec.study.fate import Fate, operand_fate
 from lowprec.study.rows import ProductRow, TensorRow, error_columns
 
+_SHARED_SIZES = (256, 1024)
+
 
 def compare_products(
     operands: Sequence[Operands], recipe: Recipe, *, source: str
@@ -39,7 +41,8 @@ def compare_products(
 def _product_row(
     layer: str, role: Role, a: jax.Array, b: jax.Array, recipe: Recipe, source: str
 ) -> ProductRow:
-    y, left, right = _run(a, b, recipe, role)
+    y, left, right = _run(padded(a), padded(b), recipe, role)
+    y = y[: a.shape[0], : b.shape[1]]
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     measures = measure(np.asarray(y, np.float64), wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b))
     pair = getattr(recipe, role)
@@ -62,6 +65,18 @@ def _product_row(
         flushed=(int(left.flushed) + int(right.flushed)) / elements,
         **error_columns(measures),
     )
+
+
+def padded(x: jax.Array) -> jax.Array:
+    """A small matrix with zero rows and columns up to a size that others share.
+
+    Zeros change no scale, no sum and no count, and programs are compiled once a shape.
+    """
+    return jnp.pad(x, [(0, _shared_size(size) - size) for size in x.shape])
+
+
+def _shared_size(size: int) -> int:
+    return next((shared for shared in _SHARED_SIZES if size <= shared), size)
 
 
 def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:

@@ -42,7 +42,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Collected]:
                 [lp.get_recipe("mxfp4")], PRESET, into, lambda _, i, n, t=told: t.append((i, n))
             )
             assert [path.name for path in files] == ["byte_lm.safetensors", "held_out.jsonl"]
-            assert told[-1][0] == told[-1][1] == 7
+            assert told[-1][0] == told[-1][1] == 9
             collected.append(into)
     return collected
 

@@ -6,6 +6,7 @@ import numpy as np
 
 import lowprec as lp
 from lowprec.study.fate import operand_fate, value_histogram
+from lowprec.study.products import padded
 
 # The floor rule scales amax 7.5 by 1: 7.5 is past 6 + half a step (7), 6.9 is not; 0.2 vanishes.
 X = np.array([[7.5, 6.9, 1.0, 0.2, 0.0, -0.2, -7.2, 0.3] + [0.0] * 24], np.float32)
@@ -29,3 +30,16 @@ def test_histogram_counts_every_element() -> None:
     assert sum(counts.values()) == X.size
     assert counts[6.0] == 2 and counts[-6.0] == 1 and counts[0.0] == 27 and counts[0.5] == 1
     assert list(counts) == sorted(counts) and len(counts) == 15
+
+
+def test_zeros_around_the_operands_change_no_bit() -> None:
+    rng = np.random.default_rng(5)
+    a = jnp.asarray(rng.standard_normal((5, 130)), jnp.bfloat16)
+    b = jnp.asarray(rng.standard_normal((130, 7)), jnp.bfloat16)
+    wide_a, wide_b = padded(a), padded(b)
+    assert wide_a.shape == wide_b.shape == (256, 256)
+    for recipe in ("mxfp4", "deepseek_v3"):
+        y = np.asarray(lp.gemm(wide_a, wide_b, recipe))[:5, :7].view(np.uint16)
+        expected = np.asarray(lp.gemm(a, b, recipe)).view(np.uint16)
+        assert np.unique(expected).size > 30
+        np.testing.assert_array_equal(y, expected)
