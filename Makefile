@@ -26,7 +26,7 @@ test: .venv/installed
 slow: .venv/installed
 	$(RUN) -m pytest -q -n 2 -m slow
 
-lint: .venv/installed-lint
+lint: .venv/installed-lint .venv/installed-train
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
