@@ -24,7 +24,7 @@ from lowprec.gemm.recipe import get_recipe, list_recipes
 from lowprec.report import Results, write_report
 from lowprec.report.describe import KINDS, describe, find_entries
 from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
-from lowprec.study.compare import BASELINES
+from lowprec.study.compare import BASELINES, with_baselines
 
 _FAILURES = (ValueError, TypeError, OSError, ImportError)
 
@@ -143,6 +143,13 @@ def _compare(command: Compare, line: str) -> None:
         raise ValueError(f"`--a` and `--b` need one --operands file, got {len(command.operands)}")
     names = command.recipes or tuple(x for x in list_recipes() if x not in BASELINES)
     recipes = [get_recipe(name) for name in names]
+    _check_distinct("recipe", [recipe.name for recipe in with_baselines(recipes)])
+    _check_distinct("operands file", [path.name for path in command.operands])
+    if drawn := [recipe.name for recipe in recipes if recipe.stochastic]:
+        raise ValueError(
+            f"recipe {drawn[0]!r} rounds stochastically, and `compare` has no draws to repeat; "
+            f"call lowprec.gemm with a key"
+        )
     _check_writable(command.out)
     preset, collected, console = PRESETS[command.preset], Collected(), Console(stderr=True)
     files = list(command.operands)
@@ -169,6 +176,13 @@ def _compare(command: Compare, line: str) -> None:
             page = write_report(_results(collected, record, line), command.out)
             console.print(f"{'report' if finished else 'partial report'}: {page}", soft_wrap=True)
     _summary(collected, console)
+
+
+def _check_distinct(what: str, names: Sequence[str]) -> None:
+    """Rows are told apart by these names."""
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ValueError(f"two entries share the {what} name {name!r}; rename one of them")
 
 
 def _check_writable(out: Path) -> None:

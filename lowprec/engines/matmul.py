@@ -22,7 +22,7 @@ def matmul(
 
     The bits depend on neither M, N nor batching: a row of a and a column of b give the same number
     in any product. Both engines flush subnormal operands and results to zero; NaN and Inf follow
-    IEEE 754. The gradient is that of the exact product, computed by the `native` engine.
+    IEEE 754. The gradient is that of the exact product, by a plain float32 product.
 
     Args:
       a: (..., M, K) of a float type that float32 holds exactly.

@@ -167,6 +167,9 @@ def multiply_operands(left: Operand, right: Operand, recipe: Recipe) -> jax.Arra
     if recipe.promote_every is None:
         total = float32.to_bits(product(left.values, right.values, None, recipe.engine))
         total = _scaled(total, left.scales, right.scales)
+    elif recipe.scales == "output":
+        total = _promoted(recipe, left._replace(scales=None), right._replace(scales=None))
+        total = _scaled(total, left.scales, right.scales)
     else:
         total = _promoted(recipe, left, right)
     total = _scaled(total, left.tensor_scale, right.tensor_scale)
@@ -195,8 +198,8 @@ def _promoted(recipe: Recipe, left: Operand, right: Operand) -> jax.Array:
     padded = steps * every - depth
     a = jnp.pad(left.values, [(0, 0), (0, padded)]).reshape(m, steps, every).transpose(1, 0, 2)
     b = jnp.pad(right.values, [(0, padded), (0, 0)]).reshape(steps, every, n)
-    a_scales = _per_step(None if left.scales is None else left.scales.T, steps)
-    b_scales = _per_step(right.scales, steps)
+    a_scales = _per_step(None if left.scales is None else left.scales.T, every, steps)
+    b_scales = _per_step(right.scales, every, steps)
 
     def step(total: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
         a_chunk, b_chunk, a_scale, b_scale = chunk
@@ -215,9 +218,8 @@ def _promoted(recipe: Recipe, left: Operand, right: Operand) -> jax.Array:
     return lax.scan(step, start, (a, b, a_scales, b_scales))[0]
 
 
-def _per_step(scales: jax.Array | None, steps: int) -> jax.Array | None:
-    """Scales (tiles, rows) as (steps, rows): a tile spans one step or several."""
+def _per_step(scales: jax.Array | None, every: int, steps: int) -> jax.Array | None:
+    """Scales (K, rows), or (1, rows), as (steps, rows): a step lies within one tile."""
     if scales is None:
         return None
-    tiles = scales.shape[0]
-    return jnp.repeat(scales, -(-steps // tiles), axis=0)[:steps]
+    return jnp.repeat(scales, steps, axis=0) if scales.shape[0] == 1 else scales[::every]

@@ -22,7 +22,7 @@ class Operand(NamedTuple):
     Attributes:
       values: float32, of the operand's shape.
       scales: float32 bits that the product is multiplied by: one for each row (of a) or column
-        (of b) and each tile along K, or None where `values` hold the scales already.
+        (of b) and each k, or a single one along K, or None where `values` hold the scales already.
       tensor_scale: float32 bits of shape (1, 1), or None.
     """
 
@@ -53,9 +53,10 @@ def prepare_operand(
         return Operand(float32.from_bits(q.scaled_bits()), None, tensor), q
     per_tile = q.scale_bits()
     tiles = tiles_of(q.shape, per_tile.shape, target, axis)
-    # Tiles across rows or columns are spread over them; along K one scale a tile is left.
+    # Tiles are spread over rows, columns and K; where one spans K, one scale is left there.
     shape, keep = list(q.shape), list(tiles)
-    shape[axis], keep[axis] = per_tile.shape[axis], 1
+    if per_tile.shape[axis] == 1:
+        shape[axis], keep[axis] = 1, 1
     scales = spread(per_tile, tuple(shape), tuple(keep))
     return Operand(float32.from_bits(q.element_bits()), scales, tensor), q
 

@@ -330,15 +330,20 @@ def _nan(fmt: Format, negative: jax.Array, nan_code: int | None) -> jax.Array | 
     return jnp.where(negative, np.uint32(0), np.uint32(minus_zero))
 
 
+def magnitude_code(codes: jax.Array, fmt: Format) -> jax.Array:
+    """The codes without their sign, uint32: of -x what x has."""
+    codes = codes.astype(jnp.uint32) & np.uint32(fmt.code_mask)
+    if fmt.encoding == "twos_complement":
+        negative = (codes & np.uint32(fmt.sign_mask)) != 0
+        return jnp.where(negative, np.uint32(1 << fmt.bits) - codes, codes)
+    return codes & ~np.uint32(fmt.sign_mask)
+
+
 def decode_bits(codes: jax.Array, fmt: Format) -> jax.Array:
     """uint32 codes to float32 bits."""
     codes = codes & np.uint32(fmt.code_mask)
-    if fmt.encoding == "twos_complement":
-        negative = (codes & np.uint32(fmt.sign_mask)) != 0
-        code = jnp.where(negative, np.uint32(1 << fmt.bits) - codes, codes)
-    else:
-        negative = (codes & np.uint32(fmt.sign_mask)) != 0
-        code = codes & ~np.uint32(fmt.sign_mask)
+    negative = (codes & np.uint32(fmt.sign_mask)) != 0
+    code = magnitude_code(codes, fmt)
     value = _decode_finite(code, fmt)
     sign = jnp.where(negative, float32.SIGN, np.uint32(0))
     if fmt.encoding == "sign_magnitude" and fmt.infinity_code is not None:

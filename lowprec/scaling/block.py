@@ -154,6 +154,10 @@ def get_block(block: str | Block) -> Block:
     return _catalogued(block)
 
 
+def _is_format(name: str) -> bool:
+    return name in list_formats() or name.lower() in aliases()
+
+
 def get_format_or_block(name: str | Format | Block) -> Format | Block:
     """Finds a number format or a block scaling; a TOML file that has `element` is a block.
 
@@ -166,10 +170,14 @@ def get_format_or_block(name: str | Format | Block) -> Format | Block:
     """
     if isinstance(name, Block):
         return name
-    if not isinstance(name, str) or name in (known := (*list_formats(), *aliases())):
+    if not isinstance(name, str) or _is_format(name):
         return get_format(name)
     if catalogue.is_path(name):
         return get_block(name) if catalogue.has_key(name, "element") else get_format(name)
     if name not in list_blocks():
-        raise ValueError(catalogue.unknown("format or block", name, (*known, *list_blocks())))
+        raise ValueError(
+            catalogue.unknown(
+                "format or block", name, (*list_formats(), *aliases(), *list_blocks())
+            )
+        )
     return get_block(name)

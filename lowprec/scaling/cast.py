@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
-from lowprec.numerics.codec import decode_bits, encode, float_array, narrow
+from lowprec.numerics.codec import decode_bits, encode, float_array, magnitude_code, narrow
 from lowprec.numerics.format import Format
 from lowprec.numerics.rounding import Overflow, Rounding, check_choice
 from lowprec.scaling.block import Block, get_format_or_block
@@ -75,8 +75,7 @@ def cast(
             nan_code=nan_code,
         )
         y = narrow(decode_bits(codes.astype(jnp.uint32), target), x.dtype)
-        code = codes.astype(jnp.uint32) & ~jnp.uint32(target.sign_mask)
-        at_limit = code >= target.max_code
+        at_limit = magnitude_code(codes, target) >= target.max_code
     else:
         for name, value in (
             ("overflow", overflow),
@@ -91,8 +90,7 @@ def cast(
             fixed, target, axis=axis, amax=amax, rounding=rounding, random_bits=random_bits
         )
         y = q.dequantize(x.dtype)
-        code = q.codes.astype(jnp.uint32) & ~jnp.uint32(target.element.sign_mask)
-        at_limit = code >= target.element.max_code
+        at_limit = magnitude_code(q.codes, target.element) >= target.element.max_code
     if grad == "none":
         return y
     if grad == "clipped":

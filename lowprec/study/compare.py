@@ -115,7 +115,7 @@ Progress = Callable[[str, int, int], None]
 def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
     """The recipes with float32 and bf16 in front, whose errors are the floor of every figure."""
     named = [get_recipe(name) for name in BASELINES]
-    return [*named, *(r for r in recipes if r.name not in BASELINES)]
+    return [*named, *(recipe for recipe in recipes if recipe not in named)]
 
 
 def compare_captured(

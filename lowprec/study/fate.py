@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.numerics import float32
+from lowprec.numerics.codec import magnitude_code
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 from lowprec.scaling.cast import cast
@@ -40,8 +41,8 @@ def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
         clipped = before > float32.constant(became.max)
     else:
         element = became.block.element
-        after = became.codes.astype(jnp.uint32) & ~np.uint32(element.sign_mask)
-        clipped = (after == np.uint32(element.max_code)) & (before > _limits(became))
+        after = magnitude_code(became.codes, element)
+        clipped = (after >= np.uint32(element.max_code)) & (before > _limits(became))
     flushed = (before != 0) & (after == 0)
     return Fate(jnp.sum(clipped, dtype=jnp.int32), jnp.sum(flushed, dtype=jnp.int32))
 

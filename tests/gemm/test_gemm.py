@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lowprec as lp
 from lowprec.engines import matmul
 from lowprec.gemm import OperandPair, Recipe, gemm, get_recipe, list_recipes
 from lowprec.gemm.recipe import ROLES
@@ -237,3 +238,26 @@ def test_errors(
 ) -> None:
     with pytest.raises(error, match=message):
         gemm(*arguments, **options)
+
+
+def test_a_ragged_tile_keeps_its_own_scale_when_promoted_within_tiles() -> None:
+    x = np.ones((1, 160), np.float32)
+    x[0, 128:] = 1000
+    w = np.ones((160, 1), np.float32)
+    for every in (32, 64, 128):
+        y = lp.gemm(x, w, "deepseek_v3", promote_every=every, out_dtype=np.float32)
+        assert abs(float(y[0, 0]) - 32128) < 1
+
+
+def test_output_scales_wait_for_the_output_also_when_promoted() -> None:
+    rng = np.random.default_rng(3)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((8, 256), (256, 8)))
+    q, r = lp.quantize(x, "fp8_tensor"), lp.quantize(w, "fp8_tensor", axis=-2)
+    codes = [np.asarray(lp.decode(t.codes, "float8_e4m3fn")) for t in (q, r)]
+    parts = [codes[0][:, k : k + 128] @ codes[1][k : k + 128] for k in (0, 128)]
+    total = np.asarray(lp.matmul(codes[0][:, :128], codes[1][:128], engine="fp32"))
+    total = total + np.asarray(lp.matmul(codes[0][:, 128:], codes[1][128:], engine="fp32"))
+    assert np.allclose(total, sum(parts))
+    scale = np.asarray(q.scales)[0, 0] * np.asarray(r.scales)[0, 0]
+    y = lp.gemm(x, w, "fp8_tensor", engine="fp32", promote_every=128, out_dtype=np.float32)
+    np.testing.assert_array_equal(np.asarray(y), scale * total)

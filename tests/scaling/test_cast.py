@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lowprec as lp
 from lowprec.numerics import decode, encode
 from lowprec.scaling import cast, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
@@ -138,3 +139,9 @@ def test_errors(error: type[Exception], message: str, options: dict[str, Any]) -
         cast(jnp.ones((1, 4)), **options)
     with pytest.raises(TypeError, match="int32"):
         cast(jnp.ones((1, 4), jnp.int32), "mxfp4")
+
+
+def test_clipped_reads_twos_complement_codes() -> None:
+    x = jnp.asarray([-1.3, -1000.0, 1.3, 1000.0, -127.5], jnp.float32)
+    gradient = jax.grad(lambda x: lp.cast(x, "int8", grad="clipped").sum())(x)
+    assert gradient.tolist() == [1, 0, 1, 0, 1]
