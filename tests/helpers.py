@@ -1,6 +1,7 @@
 """What the tests share: comparison of bits, formats to try, and strategies over bit patterns."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -107,11 +108,26 @@ USER_FORMATS: tuple[Format, ...] = (
         infinity="ieee",
         nan="ieee",
     ),
+    Format(name="uneven_table", table=(-2.5, -0.3125, 0.0, 0.75, 1.0, 1.5, 11.0, 100.0)),
+    Format(name="table_with_both_zeros", table=(0.0, 1.0, 2.0, 4.0, -0.0, -1.0, -2.0, -5.0)),
+    Format(
+        name="table_that_overflows",
+        table=(0.0, 3.0, 5.0, 8.0, math.inf, math.nan, -1.25, -math.inf),
+        overflow_value=13.0,
+    ),
+    Format(name="table_without_zero", table=(-3.0, -0.5, 1.0, 2.25)),
+    Format(name="unsigned_table", table=(0.5, 2.0, 1.0, math.nan), overflow_value=4.0),
+    *map(get_format, ("binary8p4", "binary8p3ue", "binary6p2sf", "binary5p1ue", "binary4p4ue")),
+    *map(get_format, ("binary15p2sf", "binary14p1uf", "e8m13", "e11m4")),
 )
 """Formats that no catalogue has, with parameters that a bit trick may have forgotten."""
 
 FORMATS: tuple[Format, ...] = (*map(get_format, list_formats()), *USER_FORMATS)
 FORMAT_NAMES = [fmt.name for fmt in FORMATS]
+WITHIN_FLOAT32 = tuple(
+    fmt for fmt in FORMATS if fmt.bits > 24 or fmt.exponent_bits in (None, *range(9))
+)
+"""Without those whose values float32 does not hold."""
 SMALL_FORMATS = tuple(fmt for fmt in FORMATS if fmt.bits <= 8)
 
 SPECIALS = (0, 1, 2, 0x3FFFFF, 0x400000, 0x400001, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF)
@@ -217,9 +233,10 @@ def exactly_encoded(
 
 def code_sample(fmt: Format) -> list[int]:
     """All codes, or those around every power of two where there are many."""
-    if fmt.bits <= 8:
+    if fmt.bits <= 8 or fmt.table is not None:
         return list(range(1 << fmt.bits))
-    starts = range(0, 1 << fmt.bits, 1 << fmt.mantissa_bits)
+    binades = 1 << fmt.mantissa_bits
+    starts = range(0, 1 << fmt.bits, max(binades, (1 << fmt.bits) >> 12))
     near = {(start + step) % (1 << fmt.bits) for start in starts for step in (-2, -1, 0, 1, 2)}
     return sorted(near)
 
@@ -231,11 +248,12 @@ def edges(fmt: Format) -> UInts:
     With the powers of two around them +-1 ulp, the specials, and the step past the largest value.
     """
     exact = [oracle.decode(code, fmt) for code in code_sample(fmt)]
-    values = sorted({abs(float(x)) for x in exact if x.kind == "finite"})
+    values = sorted({abs(float(x)) for x in exact if x.kind == "finite"} - {math.inf})
     top = values[-1]
-    beyond = 2 * top if fmt.mantissa_bits == 0 else 2 * top - values[-2]
+    step = top if fmt.mantissa_bits == 0 or len(values) == 1 else top - values[-2]
+    beyond = fmt.overflow_value or min(top + step, np.finfo(np.float64).max)
     ladder = np.array([*values, beyond])
-    points = np.concatenate([ladder, (ladder[1:] + ladder[:-1]) / 2, ladder[:1] / 2])
+    points = np.concatenate([ladder, ladder[1:] / 2 + ladder[:-1] / 2, ladder[:1] / 2])
     with np.errstate(over="ignore"):
         near = points.astype(np.float32).view(np.uint32).astype(np.int64)
     low, high = within(fmt)
@@ -255,7 +273,12 @@ def sized(patterns: UInts, size: int) -> UInts:
 
 def within(fmt: Format) -> tuple[int, int]:
     """The float32 patterns from far below the smallest value of a format to past its largest."""
-    low, high = (int(np.float32(x).view(np.uint32)) for x in (fmt.magnitude(1), fmt.max))
+    positive = (
+        [x for x in fmt.table if 0 < x < math.inf] if fmt.table else [fmt.magnitude(1), fmt.max]
+    )
+    limits = (np.float32(min(x, float(np.finfo(np.float32).max))) for x in positive)
+    patterns = [int(x.view(np.uint32)) for x in limits]
+    low, high = min(patterns), max(patterns)
     return max(low - (3 << 23), 0), min(high + (2 << 23), SIGN - 1)
 
 

@@ -9,7 +9,7 @@ from lowprec.gemm.recipe import ScalePlace
 from lowprec.numerics import float32
 from lowprec.numerics.codec import decode, encode
 from lowprec.numerics.format import Format
-from lowprec.numerics.rounding import Overflow
+from lowprec.numerics.rounding import Overflow, is_stochastic
 from lowprec.scaling.block import Block
 from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
@@ -45,7 +45,7 @@ def prepare_operand(
     """
     if isinstance(target, Format):
         return Operand(_plain(x, target)), None
-    stochastic = target.rounding == "stochastic"
+    stochastic = is_stochastic(target.rounding)
     words = jax.random.bits(key, x.shape, jnp.uint32) if stochastic and key is not None else None
     q = quantize(x, target, axis=axis, random_bits=words)
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)

@@ -8,6 +8,7 @@ from typing import Literal
 from lowprec import catalogue
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.numerics.format import Format, get_format
+from lowprec.numerics.rounding import is_stochastic
 from lowprec.scaling.block import Block, get_format_or_block
 
 Role = Literal["fprop", "dgrad", "wgrad"]
@@ -93,7 +94,7 @@ class Recipe:
     def stochastic(self) -> bool:
         """Whether any operand is rounded stochastically, which takes a `key`."""
         operands = [getattr(getattr(self, role), side) for role in ROLES for side in ("a", "b")]
-        return any(isinstance(x, Block) and x.rounding == "stochastic" for x in operands)
+        return any(isinstance(x, Block) and is_stochastic(x.rounding) for x in operands)
 
 
 def operand_bits(operand: Format | Block) -> float:

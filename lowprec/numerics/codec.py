@@ -5,7 +5,7 @@ fused products cannot change one. `lowprec.numerics.oracle` says the same in exa
 """
 
 import functools
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from lowprec.numerics import float32
+from lowprec.numerics import float32, float64, table
+from lowprec.numerics.arguments import FLOATS, check_random, float_array, refuse_gradient, x64
 from lowprec.numerics.format import Format, get_format
-from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, Overflow, Rounding, check_choice
-
-_INPUTS = ("float32", "bfloat16", "float16")
+from lowprec.numerics.rounding import OVERFLOWS, Overflow, Rounding, check_choice
+from lowprec.numerics.stochastic import carries
 
 
 def encode(
@@ -38,13 +38,13 @@ def encode(
     zero; a format without zero maps what lies below its smallest value to that value.
 
     Args:
-      x: float32, bfloat16 or float16, any shape.
+      x: float32, bfloat16 or float16, any shape; float64 too where JAX has x64 switched on.
       fmt: a format by name, path or value.
       rounding: see `lowprec.numerics.rounding.Rounding`.
       overflow: see `lowprec.numerics.rounding.Overflow`.
-      random_bits: for `stochastic`, an unsigned array of x's shape.
-      random_bit_count: how many low bits r of a word count, by default all. A value is rounded away
-        from zero iff `word + floor(fraction * 2^r) >= 2^r`.
+      random_bits: for the stochastic modes, an unsigned array of x's shape.
+      random_bit_count: how many low bits r of a word count, by default all (at most 32). With
+        `stochastic` a value is rounded away from zero iff `word + floor(fraction * 2^r) >= 2^r`.
       nan_code: the code of NaN in a format without NaN; by default what ml_dtypes returns, which is
         -0 for NaN and +0 for -NaN, and 0 in a format without -0.
 
@@ -52,7 +52,7 @@ def encode(
       Codes of x's shape: uint8, uint16 or uint32, the narrowest that holds them.
 
     Raises:
-      TypeError: x is not float32, bfloat16 or float16, or `random_bits` is not unsigned.
+      TypeError: x is none of these types, or `random_bits` is not unsigned.
       ValueError: an unknown format or mode, or random bits missing, superfluous or misshapen.
 
     Under `jax.grad` it raises: codes have no gradient. See `lowprec.cast`.
@@ -64,7 +64,7 @@ def encode(
       Array([ 56,  42, 254], dtype=uint8)
     """
     fmt = get_format(fmt)
-    x = float_array("x", x)
+    x = float_array("x", x, float64=True)
     words, count = check_random(x.shape, rounding, random_bits, random_bit_count)
     check_choice("overflow", overflow, OVERFLOWS)
     if nan_code is not None and not 0 <= nan_code <= fmt.code_mask:
@@ -77,12 +77,13 @@ def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float3
     """The values of codes, exact in float32; a narrower `dtype` is rounded to nearest even.
 
     NaN codes give a quiet NaN, Inf codes Inf, subnormals their exact value. Bits above the format's
-    are ignored.
+    are ignored. Of a format whose exponents go beyond float32's (an exponent field above 8 bits),
+    values are rounded to float32: to Inf above its range.
 
     Args:
       codes: unsigned integers of any shape.
       fmt: a format by name, path or value.
-      dtype: float32, bfloat16 or float16.
+      dtype: float32, bfloat16 or float16; float64 where JAX has x64 switched on.
 
     Raises:
       TypeError: `codes` is not an unsigned integer array, or `dtype` is another type.
@@ -111,74 +112,31 @@ def _encode(
     word_bits: int,
     nan_code: int | None,
 ) -> jax.Array:
-    return encode_bits(float32.to_bits(x), fmt, rounding, overflow, words, word_bits, nan_code)
+    return encode_bits(to_bits(x), fmt, rounding, overflow, words, word_bits, nan_code)
 
 
 @functools.partial(jax.jit, static_argnames=("fmt", "dtype"))
 def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
-    return narrow(decode_bits(codes.astype(jnp.uint32), fmt), dtype)
+    return decode_to(codes.astype(jnp.uint32), fmt, dtype)
 
 
-def float_array(argument: str, x: ArrayLike) -> jax.Array:
-    """`x` as a JAX array; TypeError unless it is float32, bfloat16 or float16."""
-    given = getattr(x, "dtype", None)
-    if given is None:
-        x = given_array = np.asarray(x)
-        # A Python list or number has no type of its own: it becomes JAX's default float.
-        if np.issubdtype(given_array.dtype, np.floating):
-            return jnp.asarray(given_array, jnp.float32)
-        given = given_array.dtype
-    if np.dtype(given).name not in _INPUTS:
+def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
+    """uint32 codes to values of a float type, rounded once to nearest even."""
+    if np.dtype(dtype) != np.float64:
+        return narrow(decode_bits(codes, fmt), dtype)
+    if not x64():
         raise TypeError(
-            f"`{argument}` must be float32, bfloat16 or float16, got {np.dtype(given).name}; "
-            f"convert it first, so that its rounding happens where you see it"
+            "`dtype` = float64 needs jax.config.update('jax_enable_x64', True); use float32, which "
+            "holds every value of a format with at most 8 exponent bits"
         )
-    return jnp.asarray(x)
+    return lax.bitcast_convert_type(float64.pack(decode_number(codes, fmt)), jnp.float64)
 
 
-def check_random(
-    shape: tuple[int, ...],
-    rounding: str,
-    random_bits: ArrayLike | None,
-    random_bit_count: int | None,
-) -> tuple[jax.Array | None, int]:
-    """Checks a rounding mode with its random words; returns them as uint32, and their width."""
-    check_choice("rounding", rounding, ROUNDINGS)
-    if rounding != "stochastic":
-        if random_bits is not None or random_bit_count is not None:
-            raise ValueError(
-                f"`random_bits` and `random_bit_count` need rounding='stochastic', got {rounding!r}"
-            )
-        return None, 0
-    if random_bits is None:
-        raise ValueError(
-            "rounding='stochastic' needs `random_bits`, an unsigned array of x's shape, such as "
-            "jax.random.bits(key, x.shape, 'uint32')"
-        )
-    words = jnp.asarray(random_bits)
-    if not jnp.issubdtype(words.dtype, jnp.unsignedinteger):
-        raise TypeError(f"`random_bits` must be an unsigned integer array, got {words.dtype}")
-    if words.shape != shape:
-        raise ValueError(f"`random_bits` has shape {words.shape}; x has shape {shape}")
-    width = words.dtype.itemsize * 8
-    count = width if random_bit_count is None else random_bit_count
-    if not 1 <= count <= min(width, 32):
-        raise ValueError(f"`random_bit_count` = {count}; use 1 to {min(width, 32)} ({words.dtype})")
-    return words.astype(jnp.uint32) & np.uint32((1 << count) - 1), count
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def refuse_gradient(function: str, x: jax.Array) -> jax.Array:
-    """The identity; under differentiation a ValueError, since codes would give a silent zero."""
-    return x
-
-
-@refuse_gradient.defjvp
-def _refuse_gradient_jvp(function: str, primals: Any, tangents: Any) -> Any:
-    raise ValueError(
-        f"`{function}` has no gradient: its codes are integers, and the gradient would silently be "
-        f"zero. Use lowprec.cast(x, ..., grad='straight_through'), or jax.lax.stop_gradient(x)"
-    )
+def to_bits(x: jax.Array) -> jax.Array:
+    """The bits of a float array: uint64 of float64, else uint32 of the same float32 values."""
+    if x.dtype == jnp.float64:
+        return lax.bitcast_convert_type(x, jnp.uint64)
+    return float32.to_bits(x)
 
 
 def encode_bits(
@@ -190,8 +148,8 @@ def encode_bits(
     word_bits: int = 0,
     nan_code: int | None = None,
 ) -> jax.Array:
-    """`encode` on float32 bits."""
-    x = float32.number(bits)
+    """`encode` on float32 bits (uint32), or float64 bits (uint64)."""
+    x = float64.number(bits) if bits.dtype == jnp.uint64 else float32.number(bits)
     return encode_number(x, fmt, rounding, overflow, words, word_bits, nan_code)
 
 
@@ -204,54 +162,75 @@ def encode_number(
     word_bits: int = 0,
     nan_code: int | None = None,
 ) -> jax.Array:
-    """`encode` on numbers whose exponents may lie outside float32's."""
-    rounded = _round(x.sign, x.exponent, x.significand, fmt, rounding, words, word_bits)
+    """`encode` on numbers, whose exponents may lie outside float32's."""
     negative = x.sign != 0
-    limit = np.uint32(fmt.max_code)
-    if fmt.encoding == "twos_complement":
-        limit = limit + negative.astype(jnp.uint32)
-    past_finite, past_infinite = _overflow_codes(fmt, rounding, overflow, negative, limit)
-    code = jnp.where(rounded > limit, past_finite, rounded)
-    code = jnp.where(x.infinite, past_infinite, code)
-    code = _with_sign(code, negative, fmt)
+    if fmt.table is not None:
+        past = functools.partial(_past_codes, fmt, rounding, overflow)
+        code = table.encode(x, fmt, rounding, words, word_bits, past)
+        lowest = fmt.table.index(fmt.min)
+    else:
+        code, lowest = _pattern_code(x, fmt, rounding, overflow, words, word_bits), 0
     if not fmt.signed:
         below_zero = negative & (x.infinite | (x.significand != 0))
-        code = jnp.where(below_zero, np.uint32(fmt.nan_code or 0), code)
+        nan = lowest if fmt.nan_code is None else fmt.nan_code
+        code = jnp.where(below_zero, np.uint32(nan), code)
     code = jnp.where(x.nan, _nan(fmt, negative, nan_code), code)
     return code.astype(fmt.code_dtype)
 
 
-def _round(
-    sign: jax.Array,
-    exponent: jax.Array,
-    significand: jax.Array,
+def _pattern_code(
+    x: float32.Number,
     fmt: Format,
     rounding: str,
+    overflow: str,
     words: jax.Array | None,
     word_bits: int,
 ) -> jax.Array:
-    """The magnitude's code as if the exponent had no upper limit."""
+    """The code of a number in a format of fields, NaN apart."""
+    rounded = _round(x, fmt, rounding, words, word_bits)
+    negative = x.sign != 0
+
+    def by_sign(of: Callable[[bool], int]) -> jax.Array | np.uint32:
+        below, above = np.uint32(of(True)), np.uint32(of(False))
+        return above if below == above else jnp.where(negative, below, above)
+
+    limit = by_sign(lambda below: _largest(fmt, below))
+    past_finite = by_sign(lambda below: _past_codes(fmt, rounding, overflow, below)[0])
+    past_infinite = by_sign(lambda below: _past_codes(fmt, rounding, overflow, below)[1])
+    code = jnp.where(rounded > limit, past_finite, rounded)
+    code = jnp.where(x.infinite, past_infinite, code)
+    return _with_sign(code, negative, fmt)
+
+
+def _round(
+    x: float32.Number, fmt: Format, rounding: str, words: jax.Array | None, word_bits: int
+) -> jax.Array:
+    """The magnitude's code, uint32, as if the exponent had no upper limit."""
+    word = x.significand.dtype
+    width = 8 * word.itemsize - 1
+    precision = 52 if word == jnp.uint64 else 23
     # Zero has no exponent of its own: one far below the format's keeps it zero.
-    above = jnp.where(significand == 0, -64, exponent - fmt.min_exponent)
+    above = jnp.where(x.significand == 0, -width - 33, x.exponent - fmt.min_exponent)
     if fmt.subnormals:
-        shift = 23 - fmt.mantissa_bits + jnp.maximum(-above, 0)
+        shift = precision - fmt.mantissa_bits + jnp.maximum(-above, 0)
         hidden = np.uint32(0)
     else:
-        shift = jnp.full_like(exponent, 23 - fmt.mantissa_bits)
+        shift = jnp.full_like(x.exponent, precision - fmt.mantissa_bits)
         hidden = np.uint32(1 << fmt.mantissa_bits)
-    near = jnp.minimum(shift, 31).astype(jnp.uint32)
-    kept = significand >> near
-    rest = significand - (kept << near)
+    near = jnp.minimum(shift, width).astype(word)
+    kept = x.significand >> near
+    rest = x.significand - (kept << near)
     # Among normal numbers the significand's hidden bit is what carries into the exponent field.
-    lead = jnp.clip(above, 0, 1 << 8).astype(jnp.uint32) << fmt.mantissa_bits
-    code = lead + kept - hidden
-    code = code + _increment(sign, code, rest, near, shift, rounding, words, word_bits)
+    lead = jnp.clip(above, 0, 1 << fmt.exponent_bits).astype(jnp.uint32) << fmt.mantissa_bits
+    code = lead + kept.astype(jnp.uint32) - hidden
+    up = _goes_away(x.sign, code, rest, near, shift, rounding, words, word_bits)
+    code = code + up.astype(jnp.uint32)
     if fmt.subnormals:
         return code
-    return jnp.where((above < 0) | (significand == 0), 0, code)
+    return jnp.where((above < 0) | (x.significand == 0), 0, code)
 
 
-def _increment(
+def _goes_away(
     sign: jax.Array,
     code: jax.Array,
     rest: jax.Array,
@@ -261,53 +240,59 @@ def _increment(
     words: jax.Array | None,
     word_bits: int,
 ) -> jax.Array:
-    """1 where the magnitude is rounded up: `rest` of 2^shift lies above `code`."""
-    unit, twice = np.uint32(1) << near, rest << 1
+    """Whether the magnitude is rounded up: `rest` of 2^shift lies above `code`."""
+    unit, twice = np.array(1, rest.dtype) << near, rest << 1
     odd = (code & 1) == 1
     match rounding:
         case "nearest_even":
-            up = (twice > unit) | ((twice == unit) & odd)
+            return (twice > unit) | ((twice == unit) & odd)
         case "nearest_away":
-            up = twice >= unit
+            return twice >= unit
         case "nearest_toward_zero":
-            up = twice > unit
+            return twice > unit
         case "toward_zero":
-            up = jnp.zeros_like(odd)
+            return jnp.zeros_like(odd)
         case "toward_positive":
-            up = (rest != 0) & (sign == 0)
+            return (rest != 0) & (sign == 0)
         case "toward_negative":
-            up = (rest != 0) & (sign != 0)
+            return (rest != 0) & (sign != 0)
         case "to_odd":
-            up = (rest != 0) & ~odd
-        case _:
-            assert words is not None
-            down = jnp.clip(shift - word_bits, 0, 31).astype(jnp.uint32)
-            left = jnp.clip(word_bits - shift, 0, 31).astype(jnp.uint32)
-            fraction = (rest >> down) << left
-            # word + fraction >= 2^r, without the carry out of 32 bits.
-            up = words > np.uint32((1 << word_bits) - 1) - fraction
-    return up.astype(jnp.uint32)
+            return (rest != 0) & ~odd
+    assert words is not None
+    width = 8 * rest.dtype.itemsize - 1
+    down = jnp.clip(shift - word_bits, 0, width).astype(rest.dtype)
+    left = jnp.clip(word_bits - shift, 0, width).astype(rest.dtype)
+    fraction = (rest >> down) << left
+    # What lies below the fraction's last bit; nothing where bits were added to the right.
+    lost = (rest - ((rest >> down) << down)) << 1
+    half = np.array(1, rest.dtype) << down
+    return carries(fraction, (lost >= half) & (down > 0), lost > half, words, word_bits, rounding)
 
 
-def _overflow_codes(
-    fmt: Format, rounding: str, overflow: str, negative: jax.Array, limit: jax.Array | np.uint32
-) -> tuple[jax.Array | np.uint32, jax.Array | np.uint32]:
-    """Magnitude codes for finite values past the largest, and for Inf."""
-    infinity = fmt.infinity_code
-    if overflow == "saturate" or (infinity is None and fmt.nan_code is None):
+def _largest(fmt: Format, negative: bool) -> int:
+    """The magnitude's code of the largest finite value on one side of zero."""
+    lowest = negative and fmt.encoding == "twos_complement" and not fmt.narrow_range
+    return fmt.max_code + int(lowest)
+
+
+def _past_codes(fmt: Format, rounding: str, overflow: str, negative: bool) -> tuple[int, int]:
+    """Codes for finite values past the last, and for Inf: of the magnitude, or of a table."""
+    infinity, nan = fmt.infinity_code, fmt.nan_code
+    if fmt.table is None:
+        limit = _largest(fmt, negative)
+    else:
+        limit = fmt.table.index(fmt.min if negative else fmt.max)
+        if infinity is not None and negative:
+            infinity = fmt.table.index(-np.inf) if -np.inf in fmt.table else nan
+    if overflow == "saturate" or (infinity is None and nan is None):
         return limit, limit
     if overflow == "saturate_finite":
-        return limit, limit if infinity is None else np.uint32(infinity)
-    beyond = np.uint32(fmt.nan_code or 0) if infinity is None else np.uint32(infinity)
-    match rounding:
-        case "toward_zero" | "to_odd":
-            return limit, beyond
-        case "toward_positive":
-            return jnp.where(negative, limit, beyond), beyond
-        case "toward_negative":
-            return jnp.where(negative, beyond, limit), beyond
-        case _:
-            return beyond, beyond
+        return limit, limit if infinity is None else infinity
+    beyond = infinity if infinity is not None else nan
+    assert beyond is not None
+    stops = rounding in ("toward_zero", "to_odd")
+    stops = stops or rounding == ("toward_positive" if negative else "toward_negative")
+    return limit if stops else beyond, beyond
 
 
 def _with_sign(code: jax.Array, negative: jax.Array, fmt: Format) -> jax.Array:
@@ -321,6 +306,10 @@ def _with_sign(code: jax.Array, negative: jax.Array, fmt: Format) -> jax.Array:
 
 
 def _nan(fmt: Format, negative: jax.Array, nan_code: int | None) -> jax.Array | np.uint32:
+    if fmt.table is not None:
+        minus_zero = [i for i, x in enumerate(fmt.table) if x == 0 and np.signbit(x)]
+        missing = nan_code if nan_code is not None else minus_zero[0] if minus_zero else 0
+        return np.uint32(missing if fmt.nan_code is None else fmt.nan_code)
     if fmt.nan_code is not None:
         sign = fmt.sign_mask if fmt.signed and fmt.nan != "negative_zero" else 0
         return jnp.where(negative, np.uint32(fmt.nan_code | sign), np.uint32(fmt.nan_code))
@@ -331,7 +320,7 @@ def _nan(fmt: Format, negative: jax.Array, nan_code: int | None) -> jax.Array | 
 
 
 def magnitude_code(codes: jax.Array, fmt: Format) -> jax.Array:
-    """The codes without their sign, uint32: of -x what x has."""
+    """The codes without their sign, uint32: of -x what x has. Not for a table."""
     codes = codes.astype(jnp.uint32) & np.uint32(fmt.code_mask)
     if fmt.encoding == "twos_complement":
         negative = (codes & np.uint32(fmt.sign_mask)) != 0
@@ -339,9 +328,19 @@ def magnitude_code(codes: jax.Array, fmt: Format) -> jax.Array:
     return codes & ~np.uint32(fmt.sign_mask)
 
 
+def at_limit(codes: jax.Array, fmt: Format) -> jax.Array:
+    """Whether codes stand for the format's largest or lowest finite value, or for none."""
+    if fmt.table is None:
+        return magnitude_code(codes, fmt) >= np.uint32(fmt.max_code)
+    limits = [not fmt.min < x < fmt.max for x in fmt.table]
+    return jnp.take(jnp.array(limits), codes.astype(jnp.uint32), mode="clip")
+
+
 def decode_bits(codes: jax.Array, fmt: Format) -> jax.Array:
     """uint32 codes to float32 bits."""
     codes = codes & np.uint32(fmt.code_mask)
+    if fmt.table is not None:
+        return table.decode(codes, fmt)
     negative = (codes & np.uint32(fmt.sign_mask)) != 0
     code = magnitude_code(codes, fmt)
     value = _decode_finite(code, fmt)
@@ -356,22 +355,47 @@ def decode_bits(codes: jax.Array, fmt: Format) -> jax.Array:
     return sign | value
 
 
-def _decode_finite(code: jax.Array, fmt: Format) -> jax.Array:
-    """Magnitude codes to float32 bits."""
+def decode_number(codes: jax.Array, fmt: Format) -> float32.Number:
+    """uint32 codes to numbers, exact also where float32 has no such exponent."""
+    codes = codes & np.uint32(fmt.code_mask)
+    if fmt.table is not None:
+        return float32.number(table.decode(codes, fmt))
+    bits = decode_bits(codes, fmt)
+    exponent, significand = _exponent_and_significand(magnitude_code(codes, fmt), fmt)
+    _, own, significand = float32.unpack(float32.integer_bits(significand))
+    size = bits & float32.MAGNITUDE
+    # Inf is a value's only where the format has it: a value above float32's range decodes to Inf.
+    infinite = jnp.zeros(codes.shape, bool)
+    if fmt.infinity_code is not None:
+        infinite = magnitude_code(codes, fmt) == np.uint32(fmt.infinity_code)
+    return float32.Number(
+        bits & float32.SIGN, own + exponent, significand, infinite, size > float32.INFINITY
+    )
+
+
+def _exponent_and_significand(code: jax.Array, fmt: Format) -> tuple[jax.Array, jax.Array]:
+    """A magnitude's code as an integer significand and the exponent of its unit."""
     mantissa_bits = fmt.mantissa_bits
-    if fmt.exponent_bits and fmt.bias == 127 and fmt.subnormals:
-        # float32's own exponent: also the subnormals are a shift.
-        return code << (23 - mantissa_bits)
     field = code >> mantissa_bits
     mantissa = code & np.uint32((1 << mantissa_bits) - 1)
     if fmt.encoding == "twos_complement":
         field, mantissa = jnp.zeros_like(code), code
-    hidden = np.uint32(1 << mantissa_bits)
     subnormal = (field == 0) & fmt.subnormals
-    significand = jnp.where(subnormal, mantissa, mantissa | hidden)
+    significand = jnp.where(subnormal, mantissa, mantissa | np.uint32(1 << mantissa_bits))
     exponent = jnp.maximum(field.astype(jnp.int32), int(fmt.subnormals)) - fmt.bias - mantissa_bits
-    normalised = lax.bitcast_convert_type(significand.astype(jnp.float32), jnp.uint32)
-    if fmt.min_exponent - mantissa_bits >= -126:
+    return exponent, significand
+
+
+def _decode_finite(code: jax.Array, fmt: Format) -> jax.Array:
+    """Magnitude codes to float32 bits."""
+    mantissa_bits = fmt.mantissa_bits
+    if 0 < fmt.exponent_bits <= 8 and fmt.bias == 127 and fmt.subnormals:
+        # float32's own exponent: also the subnormals are a shift.
+        return code << (23 - mantissa_bits)
+    exponent, significand = _exponent_and_significand(code, fmt)
+    normalised = float32.integer_bits(significand)
+    top = (1 << fmt.exponent_bits) - 1 - fmt.bias if fmt.exponent_bits else fmt.min_exponent
+    if fmt.min_exponent - mantissa_bits >= -126 and top <= 127:
         shifted = normalised + (exponent << 23).astype(jnp.uint32)
         return jnp.where(significand == 0, 0, shifted)
     _, own, significand = float32.unpack(normalised)
@@ -386,7 +410,7 @@ def narrow(bits: jax.Array, dtype: DTypeLike) -> jax.Array:
     name = np.dtype(dtype).name
     if name == "float32":
         return float32.from_bits(bits)
-    if name not in _INPUTS:
+    if name not in FLOATS:
         raise TypeError(f"`dtype` must be float32, bfloat16 or float16, got {name}")
     codes = encode_bits(bits, get_format(name), "nearest_even", "nonsaturating")
     return lax.bitcast_convert_type(codes, jnp.dtype(name))

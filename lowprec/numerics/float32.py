@@ -34,6 +34,7 @@ class Number(NamedTuple):
       sign: uint32, the sign bit.
       exponent: int32.
       significand: uint32 of 24 bits, normalised or 0: the value is significand * 2^(exponent - 23).
+        Of a float64 number, uint64 of 53 bits.
       infinite, nan: bool; where either holds, exponent and significand mean nothing.
     """
 
@@ -77,6 +78,11 @@ def unpack(bits: jax.Array) -> Parts:
     exponent = (source >> 23).astype(jnp.int32) - jnp.where(subnormal, 127 + 149, 127)
     significand = jnp.where(magnitude == 0, 0, (source & _FRACTION) | _HIDDEN)
     return bits & SIGN, exponent, significand
+
+
+def integer_bits(x: jax.Array) -> jax.Array:
+    """The float32 bits of integers up to 2^24, which float32 holds exactly."""
+    return lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
 
 
 def number(bits: jax.Array) -> Number:

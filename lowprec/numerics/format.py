@@ -1,18 +1,21 @@
 """A number format as a value: only independent parameters are declared, the rest is derived.
 
-A code is read as sign, exponent field and mantissa field, most significant first, or as a two's
-complement integer. `lowprec.numerics.oracle` spells the same rules out in exact arithmetic.
+A code is read as sign, exponent field and mantissa field, most significant first, as a two's
+complement integer, or is looked up in a table of values. `lowprec.numerics.oracle` spells the same
+rules out in exact arithmetic.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, cast
 
 import ml_dtypes
 import numpy as np
 
 from lowprec import catalogue
+from lowprec.numerics import families
 
 Encoding = Literal["sign_magnitude", "twos_complement"]
 
@@ -24,32 +27,47 @@ _ALIASES = {
     "e8m0": "float8_e8m0fnu",
     "bf16": "bfloat16",
     "fp16": "float16",
+    "tf32": "tensorfloat32",
     "fp32": "float32",
 }
 _AMBIGUOUS = {"e4m3": ("float8_e4m3fn", "float8_e4m3")}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Format:
     """A number format: frozen and hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
       name: the format's name, ml_dtypes' where bits agree.
-      signed: whether the most significant bit is a sign.
+      signed: whether the most significant bit is a sign; of a table, whether a value is negative.
       exponent_bits: width of the exponent field; 0 for integers and fixed point.
       mantissa_bits: width of the mantissa field, the hidden bit not counted.
       bias: the exponent field minus the exponent. With no exponent field the unit in the last place
         is 2^(1 - bias - mantissa_bits), as among subnormals.
-      infinity: `ieee` (largest exponent field, zero mantissa) or `none`.
+      infinity: `ieee` (largest exponent field, zero mantissa), `last` (the largest code that is not
+        a NaN) or `none`.
       nan: `ieee` (largest exponent field, other mantissas), `all_ones` (all bits after the sign),
         `negative_zero` (the sign bit alone) or `none`.
       zero: `signed`, `unsigned` (one zero) or `none`.
       subnormals: whether exponent field 0 holds subnormals; where it does not, it is a binade like
         any other, which needs a format without zero.
       encoding: `sign_magnitude`, or `twos_complement` for integers.
+      narrow_range: of two's complement, whether its lowest value is never encoded, so that the
+        range is symmetric.
+      table: instead of all of these but the name, the values by code: 2 to 65536 of them, a power
+        of two, each a float32, 0, or not below 2^-100 in magnitude; nan and inf where a code means
+        that. exponent_bits, mantissa_bits and bias are then None.
+      overflow_value: of a table with nan or inf, the value that would follow the largest: what
+        rounds to it overflows.
 
     Derived: `bits min max min_normal min_subnormal has_inf has_nan dtype values`, each None where
-    the format has no such thing; `dtype` is the ml_dtypes or NumPy type of the same name.
+    the format has no such thing; `dtype` is the ml_dtypes or NumPy type of the same name. `min` and
+    `max` are infinite, `min_subnormal` 0, where they lie outside a Python float's range.
+
+    A value between two of a table's is rounded to one of them: `nearest_even` prefers the even code
+    in a tie (the even rank in ascending order, where neighbouring codes are not even and odd in
+    turn). Between two of equal magnitude, a mode that goes by magnitude takes the one with the sign
+    of x, for which -0 counts as positive. Below the smallest of unsigned values is that value's.
 
     Raises:
       ValueError: a contradiction between the parameters.
@@ -59,72 +77,159 @@ class Format:
       ...               infinity="none", nan="all_ones", zero="signed", subnormals=True)
       >>> e4m3.max, e4m3.min_subnormal, e4m3.bits
       (448.0, 0.001953125, 8)
+      >>> Format(name="levels", table=(-1.5, -0.25, 0.5, 2.0)).bits
+      2
     """
 
     name: str
     signed: bool = True
-    exponent_bits: int
-    mantissa_bits: int
-    bias: int
-    infinity: Literal["none", "ieee"] = "none"
+    # None in a table format alone, where whoever reads them has looked at `table` first.
+    exponent_bits: int = cast(int, None)
+    mantissa_bits: int = cast(int, None)
+    bias: int = cast(int, None)
+    infinity: Literal["none", "ieee", "last"] = "none"
     nan: Literal["none", "ieee", "all_ones", "negative_zero"] = "none"
     zero: Literal["signed", "unsigned", "none"] = "signed"
     subnormals: bool = True
     encoding: Encoding = "sign_magnitude"
+    narrow_range: bool = False
+    table: tuple[float, ...] | None = None
+    overflow_value: float | None = None
 
     def __post_init__(self) -> None:
-        for rule, message in (
-            (0 <= self.exponent_bits <= 8, "exponent_bits must be from 0 to 8"),
-            (0 <= self.mantissa_bits <= 23, "mantissa_bits must be from 0 to 23"),
-            (1 <= self.magnitude_bits, "a format needs an exponent or a mantissa field"),
-            (self.bits <= 32, "a format has at most 32 bits"),
-            (self.exponent_bits or self.infinity == "none", "infinity needs an exponent field"),
-            (
-                (self.nan == "ieee") == (self.infinity == "ieee"),
-                "infinity and nan are 'ieee' together or not at all",
-            ),
-            (self.nan != "ieee" or self.mantissa_bits, "nan = 'ieee' needs mantissa bits"),
-            (
-                self.nan != "negative_zero" or (self.signed and self.zero == "unsigned"),
-                "nan = 'negative_zero' needs signed = true and zero = 'unsigned'",
-            ),
-            (
-                self.zero != "unsigned" or not self.signed or self._spends_negative_zero,
-                "a signed format with zero = 'unsigned' spends the code of -0 on nan = "
-                "'negative_zero', or is two's complement",
-            ),
-            (
-                self.subnormals == (self.zero != "none"),
-                "subnormals = false needs zero = 'none', and subnormals = true a zero",
-            ),
-            (
-                self.encoding == "sign_magnitude"
-                or (self.signed and not self.exponent_bits and self.nan == "none"),
-                "two's complement is for signed integers: exponent_bits = 0, nan = 'none'",
-            ),
-            (self._within_float32, "the values must lie within float32's"),
-        ):
-            if not rule:
+        for rule, message in self._table_rules() if self.table else self._field_rules():
+            if not rule():
                 raise ValueError(f"format {self.name!r}: {message} (got {self!r})")
+        if self.table:
+            # One NaN object, so that equal tables are equal and hash alike.
+            values = tuple(math.nan if math.isnan(x) else float(x) for x in self.table)
+            object.__setattr__(self, "table", values)
+            object.__setattr__(self, "signed", any(x < 0 for x in values))
+            zeros = {math.copysign(1, x) for x in values if x == 0}
+            zero = "signed" if -1.0 in zeros else "unsigned" if zeros else "none"
+            object.__setattr__(self, "zero", zero)
+
+    def __repr__(self) -> str:
+        """What differs from the defaults; a long table by its length."""
+        given = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        shown = [
+            f"{name}=<{len(value)} values>"
+            if name == "table" and len(value) > 16
+            else f"{name}={value!r}"
+            for (name, value), field in zip(given, dataclasses.fields(self), strict=True)
+            if value != field.default
+        ]
+        return f"Format({', '.join(shown)})"
+
+    def _field_rules(self) -> Iterator[tuple[Callable[[], object], str]]:
+        """What must hold of a format of fields, each looked at only where those before it hold."""
+        fields = (self.exponent_bits, self.mantissa_bits, self.bias)
+        yield lambda: None not in fields, "needs exponent_bits, mantissa_bits and bias, or a table"
+        yield lambda: 0 <= self.exponent_bits <= 15, "exponent_bits must be from 0 to 15"
+        yield lambda: 0 <= self.mantissa_bits <= 23, "mantissa_bits must be from 0 to 23"
+        yield lambda: 1 <= self.magnitude_bits, "a format needs an exponent or a mantissa field"
+        yield lambda: self.bits <= 32, "a format has at most 32 bits"
+        yield lambda: abs(self.bias) <= 1 << 15, "bias must be from -32768 to 32768"
+        if self.infinity != "none":
+            yield (
+                lambda: self.exponent_bits or self.infinity == "last",
+                ("infinity = 'ieee' needs an exponent field"),
+            )
+        yield (
+            lambda: (self.nan == "ieee") == (self.infinity == "ieee"),
+            ("infinity and nan are 'ieee' together or not at all"),
+        )
+        yield lambda: self.nan != "ieee" or self.mantissa_bits, "nan = 'ieee' needs mantissa bits"
+        yield lambda: self.max_code > 0, "no code is left for a finite value above zero"
+        yield (
+            lambda: self.nan != "negative_zero" or (self.signed and self.zero == "unsigned"),
+            "nan = 'negative_zero' needs signed = true and zero = 'unsigned'",
+        )
+        yield (
+            lambda: self.zero != "unsigned" or not self.signed or self._spends_negative_zero,
+            "a signed format with zero = 'unsigned' spends the code of -0 on nan = "
+            "'negative_zero', or is two's complement",
+        )
+        yield (
+            lambda: self.subnormals == (self.zero != "none"),
+            "subnormals = false needs zero = 'none', and subnormals = true a zero",
+        )
+        yield (
+            lambda: self.subnormals or self.exponent_bits,
+            "a format without zero needs an exponent field",
+        )
+        yield (
+            lambda: (
+                self.encoding == "sign_magnitude"
+                or (self.signed and not self.exponent_bits and not (self.has_nan or self.has_inf))
+            ),
+            "two's complement is for signed integers: exponent_bits = 0, nan and infinity 'none'",
+        )
+        yield (
+            lambda: not self.narrow_range or self.encoding == "twos_complement",
+            "narrow_range is for two's complement",
+        )
+        yield lambda: self.overflow_value is None, "overflow_value is for a table"
+
+    def _table_rules(self) -> Iterator[tuple[Callable[[], object], str]]:
+        """What must hold of a format that is a table."""
+        values = self.table or ()
+        finite = [x for x in values if math.isfinite(x)]
+        zeros = [math.copysign(1, x) for x in finite if x == 0]
+        others = {
+            field.name: getattr(self, field.name) == field.default
+            for field in dataclasses.fields(self)
+            if field.name not in ("name", "table", "overflow_value", "signed", "zero")
+        }
+        yield lambda: all(others.values()), "a table leaves the other parameters at their defaults"
+        size = len(values)
+        yield (
+            lambda: 2 <= size <= 1 << 16 and size & (size - 1) == 0,
+            ("a table has 2 to 65536 values, a power of two"),
+        )
+        yield (
+            lambda: (
+                len(set(finite) - {0.0}) + len(zeros)
+                == len(finite)
+                == len({x for x in finite if x} | {f"zero {sign}" for sign in zeros})
+            ),
+            "a table has no value twice",
+        )
+        yield lambda: len(set(finite)) >= 2, "a table has two finite values or more"
+        yield lambda: max(finite) > 0, "a table has a positive value"
+        yield (
+            lambda: all(_is_float32(x) for x in finite),
+            ("a table's values are float32: 0, or of magnitude 2^-100 to 2^126"),
+        )
+        special = len(finite) < size
+        beyond = self.overflow_value
+        if special:
+            yield lambda: beyond is not None, "a table with nan or inf needs overflow_value"
+            yield (
+                lambda: beyond is None or beyond > max(map(abs, finite)),
+                ("overflow_value lies above every value"),
+            )
+        yield (
+            lambda: beyond is None or (special and _is_float32(beyond)),
+            ("overflow_value is a float32, for a table with nan or inf"),
+        )
 
     @property
     def _spends_negative_zero(self) -> bool:
         return self.nan == "negative_zero" or self.encoding == "twos_complement"
 
     @property
-    def _within_float32(self) -> bool:
-        # float32's subnormals reach down to 2^-149.
-        largest = (self.max_code >> self.mantissa_bits) - self.bias if self.exponent_bits else 0
-        return self.min_exponent - self.mantissa_bits >= -149 and largest <= 127
-
-    @property
     def magnitude_bits(self) -> int:
-        """Bits beside the sign."""
+        """Bits beside the sign; all bits of a table's code."""
+        if self.table is not None:
+            return self.bits
         return self.exponent_bits + self.mantissa_bits
 
     @property
     def bits(self) -> int:
         """Bits in a code."""
+        if self.table is not None:
+            return (len(self.table) - 1).bit_length()
         return self.magnitude_bits + int(self.signed)
 
     @property
@@ -135,7 +240,7 @@ class Format:
     @property
     def sign_mask(self) -> int:
         """The sign bit of a code, 0 where there is none."""
-        return 1 << self.magnitude_bits if self.signed else 0
+        return 1 << self.magnitude_bits if self.signed and self.table is None else 0
 
     @property
     def code_mask(self) -> int:
@@ -145,19 +250,25 @@ class Format:
     @property
     def max_code(self) -> int:
         """Code of the largest finite number."""
+        if self.table is not None:
+            return self.table.index(self.max)
         top = (1 << self.magnitude_bits) - 1
         if self.infinity == "ieee":
             return ((1 << self.exponent_bits) - 1 << self.mantissa_bits) - 1
-        return top - 1 if self.nan == "all_ones" else top
+        return top - (self.nan == "all_ones") - (self.infinity == "last")
 
     @property
     def infinity_code(self) -> int | None:
         """Code of +Inf."""
-        return self.max_code + 1 if self.infinity == "ieee" else None
+        if self.table is not None:
+            return _index(self.table, math.inf)
+        return self.max_code + 1 if self.infinity != "none" else None
 
     @property
     def nan_code(self) -> int | None:
         """Code of the NaN that a cast returns; with a sign bit, the positive one."""
+        if self.table is not None:
+            return _index(self.table, math.nan)
         if self.nan == "ieee":
             return self.max_code + 1 | 1 << (self.mantissa_bits - 1)
         if self.nan == "negative_zero":
@@ -166,21 +277,25 @@ class Format:
 
     @property
     def has_inf(self) -> bool:
-        return self.infinity != "none"
+        return self.infinity_code is not None
 
     @property
     def has_nan(self) -> bool:
-        return self.nan != "none"
+        return self.nan_code is not None
 
     @property
     def max(self) -> float:
         """The largest finite value."""
+        if self.table is not None:
+            return max(x for x in self.table if math.isfinite(x))
         return self.magnitude(self.max_code)
 
     @property
     def min(self) -> float:
         """The lowest finite value; 0 or the smallest value where unsigned."""
-        if self.encoding == "twos_complement":
+        if self.table is not None:
+            return min(x for x in self.table if math.isfinite(x))
+        if self.encoding == "twos_complement" and not self.narrow_range:
             return -self.magnitude(1 << self.mantissa_bits)
         return -self.max if self.signed else self.magnitude(0)
 
@@ -194,7 +309,7 @@ class Format:
     @property
     def min_subnormal(self) -> float | None:
         """The smallest positive subnormal value; the step where there is no exponent field."""
-        has_any = self.subnormals and self.mantissa_bits
+        has_any = self.table is None and self.subnormals and self.mantissa_bits
         return self.magnitude(1) if has_any else None
 
     @property
@@ -209,18 +324,29 @@ class Format:
         return np.dtype(np.uint8 if self.bits <= 8 else np.uint16 if self.bits <= 16 else np.uint32)
 
     def magnitude(self, code: int) -> float:
-        """The value, a float64 and exact, of a finite code's bits beside the sign."""
+        """The value, a float64 and exact, of a finite code's bits beside the sign.
+
+        Inf or 0 where float64 has no such number, which takes an exponent field above 10 bits.
+        """
+        if self.table is not None:
+            return abs(self.table[code])
         field, mantissa = code >> self.mantissa_bits, code & (1 << self.mantissa_bits) - 1
         if self.encoding == "twos_complement":
             field, mantissa = 0, code
         if self.subnormals and field == 0:
-            return math.ldexp(mantissa, self.min_exponent - self.mantissa_bits)
-        return math.ldexp(
-            mantissa + (1 << self.mantissa_bits), field - self.bias - self.mantissa_bits
-        )
+            significand, exponent = mantissa, self.min_exponent - self.mantissa_bits
+        else:
+            significand = mantissa + (1 << self.mantissa_bits)
+            exponent = field - self.bias - self.mantissa_bits
+        try:
+            return math.ldexp(significand, exponent)
+        except OverflowError:
+            return math.inf
 
     def value(self, code: int) -> float:
         """The value of any code as a Python float, exact; NaN and Inf included."""
+        if self.table is not None:
+            return self.table[code]
         if self.encoding == "twos_complement":
             signed = code - (1 << self.bits) if code & self.sign_mask else code
             return math.copysign(self.magnitude(abs(signed)), signed or 1)
@@ -244,6 +370,16 @@ def _values(fmt: Format) -> np.ndarray:
     return values
 
 
+def _index(table: tuple[float, ...], value: float) -> int | None:
+    """Where a table has a value, NaN included."""
+    same = [i for i, x in enumerate(table) if x == value or (x != x and value != value)]
+    return same[0] if same else None
+
+
+def _is_float32(x: float) -> bool:
+    return x == 0 or (2.0**-100 <= abs(x) <= 2.0**126 and float(np.float32(x)) == x)
+
+
 def list_formats() -> tuple[str, ...]:
     """The names of the catalogue's number formats, sorted.
 
@@ -259,16 +395,27 @@ def aliases() -> tuple[str, ...]:
     return tuple(sorted((*_ALIASES, *_AMBIGUOUS)))
 
 
+def names_format(name: str) -> bool:
+    """Whether a name is a format's: the catalogue's, an alias, or spelt as a family's member."""
+    return name in list_formats() or name.lower() in aliases() or families.matches(name)
+
+
 @functools.cache
 def _catalogued(name: str) -> Format:
     return catalogue.read("elements", name, Format).value
 
 
+@functools.cache
+def _member(name: str) -> Format:
+    return Format(**families.fields(name))
+
+
 def get_format(fmt: "str | Format | Any") -> Format:
     """Finds a number format by name, alias, path to a TOML file, or passes a `Format` through.
 
-    Aliases: `e5m2 e2m1 e2m3 e3m2 e8m0 bf16 fp16 fp32`. Bare `e4m3` is refused: it
-    names two formats.
+    Aliases: `e5m2 e2m1 e2m3 e3m2 e8m0 bf16 fp16 tf32 fp32`. Bare `e4m3` is refused: it names two
+    formats. Families are found by name too: `binary<K>p<P>{s,u}{e,f}` (IEEE P3109; `binary8p4` is
+    `binary8p4se`) and `e<E>m<M>` (as IEEE 754 encodes).
 
     Raises:
       ValueError: no format has that name; near matches are listed.
@@ -290,4 +437,7 @@ def get_format(fmt: "str | Format | Any") -> Format:
         raise ValueError(
             f"`fmt` = {fmt!r} is ambiguous: name {' or '.join(_AMBIGUOUS[fmt.lower()])}"
         )
-    return _catalogued(_ALIASES.get(fmt.lower(), fmt))
+    name = _ALIASES.get(fmt.lower(), fmt)
+    if name not in catalogue.names("elements") and families.matches(name):
+        return _member(name)
+    return _catalogued(name)

@@ -9,10 +9,11 @@ fractions.
 import bisect
 import dataclasses
 import functools
+import itertools
 import math
 import struct
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import Overflow, Rounding
@@ -30,14 +31,24 @@ class Exact:
     value: Fraction = Fraction(0)
 
     def __float__(self) -> float:
-        """The nearest Python float, exact for every format of the library."""
-        magnitude = {"finite": abs(float(self.value)), "infinity": math.inf, "nan": math.nan}
+        """The nearest Python float: exact but for exponent fields of more than 10 bits."""
+        try:
+            finite = abs(float(self.value))
+        except OverflowError:
+            finite = math.inf
+        magnitude = {"finite": finite, "infinity": math.inf, "nan": math.nan}
         return math.copysign(magnitude[self.kind], -1.0 if self.negative else 1.0)
 
 
 def decode(code: int, fmt: str | Format) -> Exact:
     """The exact value of a code. The only NaN of a format that spends -0 on it has no sign."""
     fmt = get_format(fmt)
+    if fmt.table is not None:
+        x = fmt.table[code]
+        negative = math.copysign(1.0, x) < 0
+        if math.isfinite(x):
+            return Exact("finite", negative, Fraction(x))
+        return Exact("nan", False) if math.isnan(x) else Exact("infinity", negative)
     width = fmt.exponent_bits + fmt.mantissa_bits
     if fmt.encoding == "twos_complement":
         negative = code >= 2**width
@@ -52,6 +63,8 @@ def decode(code: int, fmt: str | Format) -> Exact:
             return Exact("nan", negative)
         if fmt.infinity == "ieee" and field == 2**fmt.exponent_bits - 1:
             return Exact("infinity" if mantissa == 0 else "nan", negative)
+        if fmt.infinity == "last" and magnitude == 2**width - 1 - (fmt.nan == "all_ones"):
+            return Exact("infinity", negative)
     value = _magnitude(magnitude, fmt)
     return Exact("finite", negative, -value if negative else value)
 
@@ -85,6 +98,8 @@ def encode(
     negative = math.copysign(1.0, x) < 0
     if math.isnan(x):
         return _nan(fmt, negative, nan_code)
+    if fmt.table is not None:
+        return _encode_in_table(x, fmt, rounding, overflow, word % 2**word_bits, word_bits)
     if x < 0 and not fmt.signed:
         return 0 if fmt.nan == "none" else _nan(fmt, False, None)
     if math.isinf(x):
@@ -112,13 +127,14 @@ def _last_finite(fmt: Format, negative: bool) -> int:
     """The code without sign of the largest finite value on one side of zero."""
     width = fmt.exponent_bits + fmt.mantissa_bits
     if fmt.encoding == "twos_complement":
-        return 2**width if negative else 2**width - 1
+        return 2**width if negative and not fmt.narrow_range else 2**width - 1
     if fmt.infinity == "ieee":
         return (2**fmt.exponent_bits - 1) * 2**fmt.mantissa_bits - 1
-    return 2**width - 2 if fmt.nan == "all_ones" else 2**width - 1
+    taken = (fmt.nan == "all_ones") + (fmt.infinity == "last")
+    return 2**width - 1 - taken
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 14)
 def _neighbour(x: float, fmt: Format) -> tuple[int, Fraction]:
     """The code at or below a positive x, and how far above it lies on the way to the next.
 
@@ -157,6 +173,19 @@ def _goes_away(
             return fraction > 0 and code % 2 == 0
         case "stochastic":
             return word + math.floor(fraction * 2**word_bits) >= 2**word_bits
+        case "stochastic_fast":
+            return 2 * word + 1 + math.floor(fraction * 2 ** (word_bits + 1)) >= 2 ** (
+                word_bits + 1
+            )
+        case "stochastic_corrected":
+            # Python rounds a Fraction to the nearest integer, ties to even.
+            return word + round(fraction * 2**word_bits) >= 2**word_bits
+        case "stochastic_odd":
+            scaled = fraction * 2**word_bits
+            below = math.floor(scaled)
+            tie_to_odd = below + (below % 2 == 0)
+            nearest = tie_to_odd if scaled - below == _HALF else round(scaled)
+            return word + nearest >= 2**word_bits
 
 
 def _past_the_end(
@@ -164,23 +193,151 @@ def _past_the_end(
 ) -> int:
     """The code for what was rounded past the largest value, or for Inf."""
     largest = _with_sign(_last_finite(fmt, negative), negative, fmt)
-    has_infinity, has_nan = fmt.infinity == "ieee", fmt.nan != "none"
-    infinity = _with_sign((2**fmt.exponent_bits - 1) * 2**fmt.mantissa_bits, negative, fmt)
+    infinity = _with_sign(_last_finite(fmt, negative) + 1, negative, fmt)
+    nan = None if fmt.nan == "none" else _nan(fmt, negative, None)
+    return _by_policy(
+        infinite,
+        negative,
+        rounding,
+        overflow,
+        largest,
+        None if fmt.infinity == "none" else infinity,
+        nan,
+    )
+
+
+def _by_policy(
+    infinite: bool,
+    negative: bool,
+    rounding: Rounding,
+    overflow: Overflow,
+    largest: int,
+    infinity: int | None,
+    nan: int | None,
+) -> int:
+    """One of three codes, of which the format may lack the last two."""
     if overflow == "saturate":
         return largest
     if overflow == "saturate_finite":
-        return infinity if infinite and has_infinity else largest
-    if not has_infinity and not has_nan:
-        return largest
+        return infinity if infinite and infinity is not None else largest
     stops = rounding in ("toward_zero", "to_odd", "toward_positive" if negative else "")
     stops = stops or (rounding == "toward_negative" and not negative)
-    if stops and not infinite:
+    if (stops and not infinite) or (infinity is None and nan is None):
         return largest
-    return infinity if has_infinity else _nan(fmt, negative, None)
+    return infinity if infinity is not None else nan or 0
+
+
+class _Table(NamedTuple):
+    """A table sorted: its numbers, the code of each, and whether that counts as odd."""
+
+    values: list[float]
+    places: dict[float, int]
+    zeros: dict[float, int]
+    odd: dict[float, bool]
+    infinities: dict[float, int]
+    nan: int | None
+
+
+@functools.lru_cache(maxsize=256)
+def _sorted_table(fmt: Format) -> _Table:
+    assert fmt.table is not None
+    finite = {value: code for code, value in enumerate(fmt.table) if math.isfinite(value) and value}
+    zeros = {math.copysign(1.0, value): c for c, value in enumerate(fmt.table) if value == 0}
+    if zeros:
+        finite[0.0] = zeros.get(1.0, zeros.get(-1.0, 0))
+    values = sorted(finite)
+    codes = [finite[value] for value in values]
+    in_turn = all(a % 2 != b % 2 for a, b in itertools.pairwise(codes))
+    return _Table(
+        values,
+        finite,
+        zeros,
+        {x: bool((finite[x] if in_turn else rank) % 2) for rank, x in enumerate(values)},
+        {value: code for code, value in enumerate(fmt.table) if math.isinf(value)},
+        next((code for code, value in enumerate(fmt.table) if math.isnan(value)), None),
+    )
+
+
+def _encode_in_table(
+    x: float, fmt: Format, rounding: Rounding, overflow: Overflow, word: int, word_bits: int
+) -> int:
+    """The code of a finite or infinite x in a table: the values around it, and which is taken."""
+    table = _sorted_table(fmt)
+    values, negative = table.values, math.copysign(1.0, x) < 0
+    lowest, highest = values[0], values[-1]
+    places = table.places
+    if table.zeros:
+        # A zero with the sign of x, or the only one there is.
+        places = {**places, 0.0: table.zeros.get(-1.0 if negative else 1.0, places[0.0])}
+    if x < 0 and lowest >= 0:
+        return places[lowest] if table.nan is None else table.nan
+    last = places[lowest if negative else highest]
+    infinity = table.infinities.get(-math.inf if negative else math.inf)
+    past = (rounding, overflow, last, infinity, table.nan)
+    if math.isinf(x):
+        return _by_policy(True, negative, *past)
+    if x in places:
+        return places[x]
+    beyond = math.inf if fmt.overflow_value is None else fmt.overflow_value
+    if x < lowest and (lowest >= 0 or beyond == math.inf):
+        return places[lowest]
+    if x > highest and beyond == math.inf:
+        return places[highest]
+    if abs(x) >= beyond:
+        return _by_policy(False, negative, *past)
+    grid = [-beyond, *values, beyond]
+    above = bisect.bisect_right(grid, x)
+    chosen = _of_two(x, grid[above - 1], grid[above], table, rounding, word, word_bits)
+    return places[chosen] if chosen in places else _by_policy(False, negative, *past)
+
+
+def _of_two(
+    x: float,
+    lower: float,
+    upper: float,
+    table: _Table,
+    rounding: Rounding,
+    word: int,
+    word_bits: int,
+) -> float:
+    """Which of the values around x it is rounded to; one of them may lie past the last."""
+    from_lower = Fraction(x) - Fraction(lower)
+    share = from_lower / (Fraction(upper) - Fraction(lower))
+    # Past the last value, parity goes on in turn.
+    lower_odd = table.odd.get(lower, not table.odd[table.values[0]])
+    upper_is_positive = math.copysign(1.0, x) > 0 or x == 0
+    if abs(lower) == abs(upper):
+        nearer, further = (upper, upper) if upper_is_positive else (lower, lower)
+    else:
+        nearer, further = sorted((lower, upper), key=abs)
+    match rounding:
+        case "toward_zero":
+            return nearer
+        case "toward_positive":
+            return upper
+        case "toward_negative":
+            return lower
+        case "to_odd":
+            return lower if lower_odd else upper
+        case "nearest_even" | "nearest_away" | "nearest_toward_zero":
+            if share != _HALF:
+                return lower if share < _HALF else upper
+            even = upper if lower_odd else lower
+            return {"nearest_even": even, "nearest_away": further}.get(rounding, nearer)
+    straddles = lower < 0 < upper
+    upwards = straddles or abs(lower) < abs(upper)
+    away = _goes_away(share if upwards else 1 - share, 0, False, rounding, word, word_bits)
+    return upper if away == upwards else lower
 
 
 def _nan(fmt: Format, negative: bool, nan_code: int | None) -> int:
     """The code of a quiet NaN; where the format has none, the caller's, or that of ml_dtypes."""
+    if fmt.table is not None:
+        codes = [code for code, x in enumerate(fmt.table) if math.isnan(x)]
+        minus_zero = [
+            code for code, x in enumerate(fmt.table) if x == 0 and math.copysign(1.0, x) < 0
+        ]
+        return codes[0] if codes else nan_code if nan_code is not None else (*minus_zero, 0)[0]
     width = fmt.exponent_bits + fmt.mantissa_bits
     match fmt.nan:
         case "ieee":

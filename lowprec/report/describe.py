@@ -8,6 +8,7 @@ import numpy as np
 from lowprec import catalogue
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.gemm.recipe import ROLES, Recipe, get_recipe, operand_bits
+from lowprec.numerics import families
 from lowprec.numerics.format import Format, aliases, get_format
 from lowprec.report.terminal import number_line
 from lowprec.scaling.block import Block, get_block
@@ -130,13 +131,14 @@ def _value_table(fmt: Format) -> list[str]:
         + "  ".join(f"{cell:>{width}}" for cell in cells[start : start + _COLUMNS])
         for start in range(0, half, _COLUMNS)
     ]
-    sign = "; the sign bit negates" if fmt.encoding == "sign_magnitude" and fmt.signed else ""
+    sign = "; the sign bit negates" if fmt.encoding == "sign_magnitude" and fmt.sign_mask else ""
     return [f"values by code{sign}:", *rows]
 
 
 def _citation(kind: catalogue.Kind, name: str) -> list[str]:
-    if name not in catalogue.names(kind):
+    entry = families.entry_name(name) if kind == "elements" else name
+    if entry == name and name not in catalogue.names(kind):
         return ["", "source: the user's own file"]
-    cited = catalogue.lookup(kind, name).citation
+    cited = catalogue.lookup(kind, entry).citation
     assert cited is not None
     return ["", f"source: {cited}", *([f"note: {cited.note}"] if cited.note else [])]

@@ -57,6 +57,9 @@ def number_line(fmt: Format, width: int = 72) -> str:
 
 def _positive_values(fmt: Format) -> tuple[list[float], int]:
     """The positive values ascending, or enough of them to fill a line; and how many there are."""
+    if fmt.table is not None:
+        positive = sorted(x for x in fmt.table if 0 < x < math.inf)
+        return positive, len(positive)
     first = 0 if fmt.zero == "none" else 1
     count = fmt.max_code - first + 1
     if fmt.bits <= ENUMERATED_BITS:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.numerics import float32
-from lowprec.numerics.codec import magnitude_code
+from lowprec.numerics.codec import at_limit
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 from lowprec.scaling.cast import cast
@@ -41,8 +41,8 @@ def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
         clipped = before > float32.constant(became.max)
     else:
         element = became.block.element
-        after = magnitude_code(became.codes, element)
-        clipped = (after >= np.uint32(element.max_code)) & (before > _limits(became))
+        after = became.element_bits() & float32.MAGNITUDE
+        clipped = at_limit(became.codes, element) & (before > _limits(became))
     flushed = (before != 0) & (after == 0)
     return Fate(jnp.sum(clipped, dtype=jnp.int32), jnp.sum(flushed, dtype=jnp.int32))
 
@@ -53,7 +53,9 @@ def _limits(q: QTensor) -> jax.Array:
     That is half a step above the largest value: within it a value is rounded, not clipped.
     """
     element = q.block.element
-    step = element.max - element.magnitude(element.max_code - 1)
+    values = element.values
+    assert values is not None, "blocks have elements of 16 bits or fewer"
+    step = element.max - np.max(values[values < element.max])
     limit = np.float32(element.max + step / 2).view(np.uint32)
     scales = q.scale_bits()
     if q.tensor_scale is not None:

@@ -13,6 +13,7 @@ import jax
 from lowprec import catalogue
 from lowprec.engines.engine import Engine
 from lowprec.gemm.recipe import Recipe
+from lowprec.numerics import families
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 
@@ -89,7 +90,8 @@ def _entry(kind: catalogue.Kind, value: Any) -> dict[str, Any]:
     record: dict[str, Any] = {"kind": kind, "name": value.name}
     if isinstance(value, Engine):
         record["reproducibility"] = value.reproducibility
-    if value.name not in catalogue.names(kind):
+    name = families.entry_name(value.name) if kind == "elements" else value.name
+    if name == value.name and name not in catalogue.names(kind):
         return record | {"citation": "the user's own", "sha256": ""}
-    found = catalogue.lookup(kind, value.name)
+    found = catalogue.lookup(kind, name)
     return record | {"citation": str(found.citation), "sha256": found.digest}

@@ -10,13 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowprec.numerics import Format, decode, encode
-from lowprec.numerics.rounding import ROUNDINGS
+from lowprec.numerics.rounding import (
+    ROUNDINGS,
+    STOCHASTIC,
+    Rounding,
+    away_count,
+    bias,
+    is_stochastic,
+)
 from tests.helpers import (
     FORMAT_NAMES,
     FORMATS,
     SIGN,
     SIZE,
     SMALL_FORMATS,
+    WITHIN_FLOAT32,
     UInts,
     as_bits,
     assert_bits_equal,
@@ -31,10 +39,18 @@ from tests.helpers import (
     sized,
 )
 
-DETERMINISTIC = tuple(name for name in ROUNDINGS if name != "stochastic")
-SYMMETRIC = [fmt for fmt in FORMATS if fmt.signed and fmt.encoding == "sign_magnitude"]
+DETERMINISTIC = tuple(name for name in ROUNDINGS if not is_stochastic(name))
+SYMMETRIC = [
+    fmt
+    for fmt in FORMATS
+    if (fmt.table is None and fmt.signed and fmt.encoding == "sign_magnitude")
+    or (fmt.table and fmt.zero == "unsigned" and {-x for x in fmt.table} >= set(fmt.table[1:]))
+]
 
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+within_float32 = pytest.mark.parametrize(
+    "fmt", WITHIN_FLOAT32, ids=[fmt.name for fmt in WITHIN_FLOAT32]
+)
 small_formats = pytest.mark.parametrize(
     "fmt", SMALL_FORMATS, ids=[fmt.name for fmt in SMALL_FORMATS]
 )
@@ -60,12 +76,18 @@ def values(codes: np.ndarray, fmt: Format) -> np.ndarray:
 
 
 def drawn(rounding: str, size: int, seed: int = 0) -> UInts | None:
-    return random_words(size, seed) if rounding == "stochastic" else None
+    return random_words(size, seed) if is_stochastic(rounding) else None
 
 
-@every_format
-def test_1_encode_undoes_decode(fmt: Format) -> None:
+def used_codes(fmt: Format) -> np.ndarray:
+    """The codes, less the lowest of two's complement where it is never encoded."""
     codes = np.array(code_sample(fmt), fmt.code_dtype)
+    return codes[codes != fmt.sign_mask] if fmt.narrow_range else codes
+
+
+@within_float32
+def test_1_encode_undoes_decode(fmt: Format) -> None:
+    codes = used_codes(fmt)
     numbers = ~np.isnan(values(codes, fmt))
     x = floats(decoded(codes, fmt))
     back = encoded(as_bits(x), fmt)
@@ -73,7 +95,7 @@ def test_1_encode_undoes_decode(fmt: Format) -> None:
     assert np.isnan(values(back[~numbers], fmt)).all()
 
 
-@every_format
+@within_float32
 def test_2_idempotent(fmt: Format) -> None:
     bits = sized(edges(fmt), SIZE)
     for rounding in ROUNDINGS:
@@ -103,12 +125,13 @@ def test_4_nearest_and_ties_to_even(fmt: Format) -> None:
     codes = encoded(bits, fmt)
     # Exact in float64: a value and x have the same sign or lie far apart.
     distance = [Fraction(v) - Fraction(w) for v, w in zip(x, values(codes, fmt), strict=True)]
+    in_turn = fmt.table is None or fmt.name in ("hif8", "nf4", "ternary", "binary")
     place = np.clip(np.searchsorted(lattice, x), 1, len(lattice) - 1)
     for index, off in enumerate(distance):
         near = lattice[place[index] - 1 : place[index] + 1]
         least = [abs(Fraction(x[index]) - Fraction(v)) for v in near]
         assert abs(off) == min(least), (x[index], codes[index])
-        if least[0] == least[1]:
+        if least[0] == least[1] and in_turn:
             assert codes[index] % 2 == 0, (x[index], codes[index])
 
 
@@ -122,13 +145,13 @@ def test_5_odd_symmetry(fmt: Format) -> None:
         np.testing.assert_array_equal(values(mirrored, fmt), -values(codes, fmt))
 
 
-@every_format
+@within_float32
 def test_6_directed_bracket(fmt: Format) -> None:
     bits = inside(fmt)
     x = floats(bits).astype(np.float64)
     below = values(encoded(bits, fmt, "toward_negative", "saturate"), fmt)
     above = values(encoded(bits, fmt, "toward_positive", "saturate"), fmt)
-    if fmt.zero == "none":
+    if fmt.zero == "none" and fmt.table is None:
         low = np.abs(x) < fmt.magnitude(0)
         x = np.where(low, np.where(np.signbit(x), -1, 1) * fmt.magnitude(0), x)
     assert (below <= x).all() and (x <= above).all()
@@ -149,9 +172,9 @@ def test_6_the_bracket_is_tight(fmt: Format) -> None:
     assert set(places.tolist()) == {0, 1}
 
 
-@every_format
+@within_float32
 def test_7_exact_values_stay(fmt: Format) -> None:
-    codes = np.array(code_sample(fmt), fmt.code_dtype)
+    codes = used_codes(fmt)
     codes = codes[np.isfinite(values(codes, fmt))]
     bits = as_bits(values(codes, fmt).astype(np.float32))
     for rounding in DETERMINISTIC:
@@ -159,9 +182,9 @@ def test_7_exact_values_stay(fmt: Format) -> None:
     for word in (0, 2**31, 2**32 - 1):
         words = np.full(len(codes), word, np.uint32)
         for count in (1, 8, 32):
-            assert_bits_equal(
-                encoded(bits, fmt, "stochastic", "nonsaturating", words, count), codes
-            )
+            for rounding in STOCHASTIC:
+                got = encoded(bits, fmt, rounding, "nonsaturating", words, count)
+                assert_bits_equal(got, codes, fmt=fmt)
 
 
 @every_format
@@ -173,12 +196,14 @@ def test_8_overflow(fmt: Format) -> None:
     got = values(codes, fmt)
     want = np.where(x > 0, fmt.max, fmt.min)
     if not fmt.signed:
-        floor = math.nan if fmt.has_nan else fmt.magnitude(0)
+        floor = math.nan if fmt.has_nan else fmt.min
         want = np.where(x > 0, fmt.max, floor)
     np.testing.assert_array_equal(got, want)
     free = values(encoded(as_bits(x), fmt, overflow="nonsaturating"), fmt)
     if fmt.has_inf:
-        np.testing.assert_array_equal(free, np.sign(x) * np.inf)
+        np.testing.assert_array_equal(
+            free, np.where((x > 0) | fmt.signed, np.sign(x) * np.inf, want)
+        )
     elif fmt.has_nan:
         assert np.isnan(free).all()
     else:
@@ -189,6 +214,11 @@ def test_8_overflow(fmt: Format) -> None:
 def test_9_sign_of_zero(fmt: Format) -> None:
     zeros = encoded(np.array([0, SIGN], np.uint32), fmt)
     tiny = encoded(np.array([1, SIGN | 1], np.uint32), fmt, "toward_zero")
+    if fmt.table is not None:
+        if fmt.zero != "none":
+            np.testing.assert_array_equal(values(zeros, fmt), 0)
+            assert np.signbit(values(zeros, fmt)).tolist() == [False, fmt.zero == "signed"]
+        return
     if fmt.zero == "none":
         assert zeros[0] == tiny[0] == 0
         assert zeros[1] == fmt.sign_mask
@@ -198,27 +228,45 @@ def test_9_sign_of_zero(fmt: Format) -> None:
         assert_bits_equal(tiny, zeros)
 
 
-@pytest.mark.parametrize("count", range(1, 9))
-@pytest.mark.parametrize("name", ["float8_e4m3fn", "float4_e2m1fn", "float8_e5m2", "int8"])
-def test_10_every_word_counts_once(name: str, count: int) -> None:
-    """Over all 2^r words the exact number, floor(fraction * 2^r), of values goes away from zero."""
+@pytest.mark.parametrize("rounding", STOCHASTIC)
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float4_e2m1fn", "int8", "hif8", "nf4"])
+def test_10_every_word_counts_once(name: str, count: int, rounding: Rounding) -> None:
+    """Over all 2^r words the number that goes away from zero is the closed form's."""
     fmt = next(fmt for fmt in FORMATS if fmt.name == name)
     bits = inside(fmt)[:: max(4 * SIZE // 128, 1)]
     grid, words = np.meshgrid(bits, np.arange(1 << count, dtype=np.uint32), indexing="ij")
-    codes = encoded(grid, fmt, "stochastic", "saturate", words, count)
+    codes = encoded(grid, fmt, rounding, "saturate", words, count)
     down = encoded(bits, fmt, "toward_zero", "saturate")
+    outward = [encoded(bits, fmt, f"toward_{way}", "saturate") for way in ("negative", "positive")]
+    up = np.where(floats(bits) < 0, *outward)
+    assert ((codes == down[:, None]) | (codes == up[:, None])).all()
     away = (codes != down[:, None]).sum(axis=1)
-    lower = values(down, fmt)
-    upper = values(down + np.where(floats(bits) < 0, away_step(fmt), 1).astype(np.uint8), fmt)
+    lower, upper = values(down, fmt), values(up, fmt)
     for x, low, high, seen in zip(floats(bits).tolist(), lower, upper, away.tolist(), strict=True):
         exact = x == low
         fraction = 0 if exact else (Fraction(x) - Fraction(low)) / (Fraction(high) - Fraction(low))
-        assert seen == math.floor(fraction * 2**count), (x, count)
+        assert seen == away_count(Fraction(fraction), rounding, count), (x, count)
 
 
-def away_step(fmt: Format) -> int:
-    """One code away from zero, among the negative ones."""
-    return -1 if fmt.encoding == "twos_complement" else 1
+@pytest.mark.parametrize("rounding", STOCHASTIC)
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_10_the_closed_form_of_the_bias(rounding: Rounding, count: int) -> None:
+    """Within a word's share, and for all but `stochastic` zero on average over the fractions."""
+    step = Fraction(1, 2 ** (count + 3))
+    errors = [bias(step * i, rounding, count) for i in range(2 ** (count + 3))]
+    word = Fraction(1, 2**count)
+    mean = sum(errors) / len(errors)
+    if rounding == "stochastic":
+        assert max(errors) == 0 and min(errors) == step - word
+        assert mean == (step - word) / 2
+    else:
+        assert max(map(abs, errors)) == word / 2
+        assert mean == (step / 2 if rounding == "stochastic_fast" else 0)
+    with pytest.raises(ValueError, match="`rounding` = 'nearest_even'; use one of stochastic"):
+        bias(Fraction(0), "nearest_even", count)
+    with pytest.raises(ValueError, match="`fraction` = 1; use a number from 0 to below 1"):
+        bias(Fraction(1), rounding, count)
 
 
 @settings(max_examples=5)

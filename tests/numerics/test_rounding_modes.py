@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from lowprec.numerics import encode, get_format
-from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, check_choice
+from lowprec.numerics.rounding import (
+    OVERFLOWS,
+    ROUNDINGS,
+    STOCHASTIC,
+    check_choice,
+    is_stochastic,
+)
 from tests.helpers import as_bits, encoded
 
 # E2M1: codes 0 to 7 are 0, 0.5, 1, 1.5, 2, 3, 4, 6.
@@ -31,7 +37,7 @@ def codes(x: Any, name: str, rounding: Any, overflow: Any = "saturate", **kwargs
 
 
 def test_the_names() -> None:
-    assert set(E2M1_CODES) | {"stochastic"} == set(ROUNDINGS)
+    assert set(E2M1_CODES) | set(STOCHASTIC) == set(ROUNDINGS)
     assert OVERFLOWS == ("saturate", "saturate_finite", "nonsaturating")
 
 
@@ -76,7 +82,7 @@ NONSATURATING = {
     "toward_positive": (INF, INF, MAX, INF),
     "toward_negative": (MAX, INF, INF, INF),
     "to_odd": (MAX, INF, MAX, INF),
-    "stochastic": (INF, INF, INF, INF),
+    **dict.fromkeys(STOCHASTIC, (INF, INF, INF, INF)),
 }
 
 
@@ -90,7 +96,7 @@ def test_overflow_table(name: str, rounding: str, overflow: str) -> None:
         "saturate_finite": (MAX, INF, MAX, INF) if fmt.has_inf else (MAX,) * 4,
         "nonsaturating": NONSATURATING[rounding],
     }[overflow]
-    words = np.zeros(4, np.uint32) if rounding == "stochastic" else None
+    words = np.zeros(4, np.uint32) if is_stochastic(rounding) else None
     x = np.array([1e30, math.inf, -1e30, -math.inf], np.float32)
     got = encoded(as_bits(x), fmt, rounding, overflow, words).tolist()
     special = fmt.infinity_code if fmt.has_inf else fmt.nan_code

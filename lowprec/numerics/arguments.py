@@ -1,0 +1,89 @@
+"""Checks of arguments that the functions on arrays share."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from lowprec.numerics.rounding import ROUNDINGS, check_choice, is_stochastic
+
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+def x64() -> bool:
+    """Whether JAX keeps float64."""
+    return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+
+
+def float_array(argument: str, x: ArrayLike, *, float64: bool = False) -> jax.Array:
+    """`x` as a JAX array; TypeError unless it is float32, bfloat16 or float16.
+
+    float64 passes where it may and JAX keeps it: without x64 it would be rounded twice, unseen.
+    """
+    given = getattr(x, "dtype", None)
+    if given is None:
+        x = given_array = np.asarray(x)
+        # A Python list or number has no type of its own: it becomes JAX's default float.
+        if np.issubdtype(given_array.dtype, np.floating):
+            return jnp.asarray(given_array, jnp.float32)
+        given = given_array.dtype
+    name = np.dtype(given).name
+    if name == "float64" and float64 and x64():
+        return jnp.asarray(x)
+    if name not in FLOATS:
+        hint = "convert it first, so that its rounding happens where you see it"
+        if name == "float64" and float64:
+            hint += "; or switch JAX's x64 on, jax.config.update('jax_enable_x64', True)"
+        raise TypeError(
+            f"`{argument}` must be {', '.join(FLOATS[:2])} or float16, got {name}; {hint}"
+        )
+    return jnp.asarray(x)
+
+
+def check_random(
+    shape: tuple[int, ...],
+    rounding: str,
+    random_bits: ArrayLike | None,
+    random_bit_count: int | None,
+) -> tuple[jax.Array | None, int]:
+    """Checks a rounding mode with its random words; returns them as uint32, and their width."""
+    check_choice("rounding", rounding, ROUNDINGS)
+    if not is_stochastic(rounding):
+        if random_bits is not None or random_bit_count is not None:
+            raise ValueError(
+                f"`random_bits` and `random_bit_count` need rounding='stochastic' or one of its "
+                f"variants, got {rounding!r}"
+            )
+        return None, 0
+    if random_bits is None:
+        raise ValueError(
+            f"rounding={rounding!r} needs `random_bits`, an unsigned array of x's shape, such as "
+            "jax.random.bits(key, x.shape, 'uint32')"
+        )
+    words = jnp.asarray(random_bits)
+    if not jnp.issubdtype(words.dtype, jnp.unsignedinteger):
+        raise TypeError(f"`random_bits` must be an unsigned integer array, got {words.dtype}")
+    if words.shape != shape:
+        raise ValueError(f"`random_bits` has shape {words.shape}; x has shape {shape}")
+    width = words.dtype.itemsize * 8
+    count = width if random_bit_count is None else random_bit_count
+    if not 1 <= count <= min(width, 32):
+        raise ValueError(f"`random_bit_count` = {count}; use 1 to {min(width, 32)} ({words.dtype})")
+    return words.astype(jnp.uint32) & np.uint32((1 << count) - 1), count
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def refuse_gradient(function: str, x: jax.Array) -> jax.Array:
+    """The identity; under differentiation a ValueError, since codes would give a silent zero."""
+    return x
+
+
+@refuse_gradient.defjvp
+def _refuse_gradient_jvp(function: str, primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        f"`{function}` has no gradient: its codes are integers, and the gradient would silently be "
+        f"zero. Use lowprec.cast(x, ..., grad='straight_through'), or jax.lax.stop_gradient(x)"
+    )
