@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from lowprec.numerics import float32, float64, table
+from lowprec.numerics import float32, float64, magnitudes, table
 from lowprec.numerics.arguments import FLOATS, check_random, float_array, refuse_gradient, x64
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import OVERFLOWS, Overflow, Rounding, check_choice
@@ -65,12 +65,38 @@ def encode(
     """
     fmt = get_format(fmt)
     x = float_array("x", x, float64=True)
-    words, count = check_random(x.shape, rounding, random_bits, random_bit_count)
+    words, count = _checked(x, fmt, rounding, overflow, random_bits, random_bit_count, nan_code)
+    x = refuse_gradient("encode", x)
+    return _encode(x, words, fmt, rounding, overflow, count, nan_code)
+
+
+def round_to_format(
+    x: jax.Array,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    random_bits: ArrayLike | None,
+    random_bit_count: int | None,
+    nan_code: int | None,
+) -> jax.Array:
+    """`decode(encode(x))` in x's dtype, in one step where there is one."""
+    words, count = _checked(x, fmt, rounding, overflow, random_bits, random_bit_count, nan_code)
+    return _round_to_format(x, words, fmt, rounding, overflow, count, nan_code)
+
+
+def _checked(
+    x: jax.Array,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    random_bits: ArrayLike | None,
+    random_bit_count: int | None,
+    nan_code: int | None,
+) -> tuple[jax.Array | None, int]:
     check_choice("overflow", overflow, OVERFLOWS)
     if nan_code is not None and not 0 <= nan_code <= fmt.code_mask:
         raise ValueError(f"`nan_code` = {nan_code}; {fmt.name} has the codes 0 to {fmt.code_mask}")
-    x = refuse_gradient("encode", x)
-    return _encode(x, words, fmt, rounding, overflow, count, nan_code)
+    return check_random(x.shape, rounding, random_bits, random_bit_count)
 
 
 def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -115,6 +141,26 @@ def _encode(
     return encode_bits(to_bits(x), fmt, rounding, overflow, words, word_bits, nan_code)
 
 
+@functools.partial(
+    jax.jit, static_argnames=("fmt", "rounding", "overflow", "word_bits", "nan_code")
+)
+def _round_to_format(
+    x: jax.Array,
+    words: jax.Array | None,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    word_bits: int,
+    nan_code: int | None,
+) -> jax.Array:
+    bits = to_bits(x)
+    in_place = fmt.signed and fmt.encoding == "sign_magnitude" and bits.dtype == jnp.uint32
+    if in_place and magnitudes.serves(fmt, rounding):
+        return narrow(round_bits(bits, fmt, rounding, overflow, nan_code), x.dtype)
+    codes = encode_bits(bits, fmt, rounding, overflow, words, word_bits, nan_code)
+    return decode_to(codes.astype(jnp.uint32), fmt, x.dtype)
+
+
 @functools.partial(jax.jit, static_argnames=("fmt", "dtype"))
 def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
     return decode_to(codes.astype(jnp.uint32), fmt, dtype)
@@ -149,7 +195,16 @@ def encode_bits(
     nan_code: int | None = None,
 ) -> jax.Array:
     """`encode` on float32 bits (uint32), or float64 bits (uint64)."""
-    x = float64.number(bits) if bits.dtype == jnp.uint64 else float32.number(bits)
+    if bits.dtype == jnp.uint64:
+        x = float64.number(bits)
+    elif magnitudes.serves(fmt, rounding):
+        code = magnitudes.code_of(magnitudes.round_magnitude(bits, fmt, rounding), fmt)
+        size, sign = bits & float32.MAGNITUDE, bits & float32.SIGN
+        special = (size == float32.INFINITY, size > float32.INFINITY)
+        x = float32.Number(sign, jnp.zeros_like(size).astype(jnp.int32), size, *special)
+        return _finish(code, x, fmt, rounding, overflow, nan_code)
+    else:
+        x = float32.number(bits)
     return encode_number(x, fmt, rounding, overflow, words, word_bits, nan_code)
 
 
@@ -163,31 +218,26 @@ def encode_number(
     nan_code: int | None = None,
 ) -> jax.Array:
     """`encode` on numbers, whose exponents may lie outside float32's."""
-    negative = x.sign != 0
-    if fmt.table is not None:
-        past = functools.partial(_past_codes, fmt, rounding, overflow)
-        code = table.encode(x, fmt, rounding, words, word_bits, past)
-        lowest = fmt.table.index(fmt.min)
-    else:
-        code, lowest = _pattern_code(x, fmt, rounding, overflow, words, word_bits), 0
-    if not fmt.signed:
-        below_zero = negative & (x.infinite | (x.significand != 0))
-        nan = lowest if fmt.nan_code is None else fmt.nan_code
-        code = jnp.where(below_zero, np.uint32(nan), code)
-    code = jnp.where(x.nan, _nan(fmt, negative, nan_code), code)
-    return code.astype(fmt.code_dtype)
+    if fmt.table is None:
+        rounded = _round(x, fmt, rounding, words, word_bits)
+        return _finish(rounded, x, fmt, rounding, overflow, nan_code)
+    past = functools.partial(_past_codes, fmt, rounding, overflow)
+    code = table.encode(x, fmt, rounding, words, word_bits, past)
+    return _with_specials(code, x, fmt, nan_code, lowest=fmt.table.index(fmt.min))
 
 
-def _pattern_code(
+def _finish(
+    rounded: jax.Array,
     x: float32.Number,
     fmt: Format,
     rounding: str,
     overflow: str,
-    words: jax.Array | None,
-    word_bits: int,
+    nan_code: int | None,
 ) -> jax.Array:
-    """The code of a number in a format of fields, NaN apart."""
-    rounded = _round(x, fmt, rounding, words, word_bits)
+    """A magnitude's code with what overflows, the sign, Inf and NaN in their places.
+
+    Of x only the sign, whether the significand is zero, and Inf and NaN are looked at.
+    """
     negative = x.sign != 0
 
     def by_sign(of: Callable[[bool], int]) -> jax.Array | np.uint32:
@@ -199,7 +249,53 @@ def _pattern_code(
     past_infinite = by_sign(lambda below: _past_codes(fmt, rounding, overflow, below)[1])
     code = jnp.where(rounded > limit, past_finite, rounded)
     code = jnp.where(x.infinite, past_infinite, code)
-    return _with_sign(code, negative, fmt)
+    return _with_specials(_with_sign(code, negative, fmt), x, fmt, nan_code, lowest=0)
+
+
+def _with_specials(
+    code: jax.Array, x: float32.Number, fmt: Format, nan_code: int | None, lowest: int
+) -> jax.Array:
+    """Codes where NaN has its own, as have negative numbers in an unsigned format."""
+    negative = x.sign != 0
+    if not fmt.signed:
+        below_zero = negative & (x.infinite | (x.significand != 0))
+        nan = lowest if fmt.nan_code is None else fmt.nan_code
+        code = jnp.where(below_zero, np.uint32(nan), code)
+    code = jnp.where(x.nan, _nan(fmt, negative, nan_code), code)
+    return code.astype(fmt.code_dtype)
+
+
+def round_bits(
+    bits: jax.Array, fmt: Format, rounding: str, overflow: str, nan_code: int | None = None
+) -> jax.Array:
+    """float32 bits of what float32 bits round to: `decode_bits(encode_bits(...))`, in fewer steps.
+
+    Only where `magnitudes.serves`, in a signed format of sign and magnitude.
+    """
+    sign = bits & float32.SIGN
+    rounded = magnitudes.round_magnitude(bits, fmt, rounding)
+    value, largest = magnitudes.value_of(rounded, fmt), float32.constant(fmt.max)
+    past = {below: _past_codes(fmt, rounding, overflow, below) for below in (False, True)}
+
+    def beyond(which: int) -> jax.Array | np.uint32:
+        above, below = (_magnitude_bits(past[side][which], fmt) for side in (False, True))
+        return above if above == below else jnp.where(sign != 0, below, above)
+
+    value = jnp.where(value > largest, beyond(0), value)
+    if overflow != "saturate":
+        value = jnp.where(rounded.size == float32.INFINITY, beyond(1), value)
+    value = sign | value
+    if fmt.zero == "unsigned":
+        # Neither zero nor NaN has a sign where the code of -0 is NaN's.
+        value = jnp.where(value == float32.SIGN, 0, value)
+        value = jnp.where(value & float32.MAGNITUDE > float32.INFINITY, float32.QUIET_NAN, value)
+    nan = jnp.asarray(_nan(fmt, sign != 0, nan_code), jnp.uint32)
+    return jnp.where(rounded.size > float32.INFINITY, decode_bits(nan, fmt), value)
+
+
+def _magnitude_bits(code: int, fmt: Format) -> np.uint32:
+    """float32 bits of a magnitude's code."""
+    return np.float32(abs(fmt.value(code))).view(np.uint32)
 
 
 def _round(
