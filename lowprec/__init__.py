@@ -11,6 +11,7 @@ from lowprec.gemm import gemm as gemm
 from lowprec.gemm import get_recipe as get_recipe
 from lowprec.gemm import list_recipes as list_recipes
 from lowprec.numerics import Format as Format
+from lowprec.numerics import compiler_options as compiler_options
 from lowprec.numerics import decode as decode
 from lowprec.numerics import encode as encode
 from lowprec.numerics import get_format as get_format

@@ -2,6 +2,7 @@
 
 from lowprec.numerics.codec import decode as decode
 from lowprec.numerics.codec import encode as encode
+from lowprec.numerics.compiler import compiler_options as compiler_options
 from lowprec.numerics.format import Format as Format
 from lowprec.numerics.format import get_format as get_format
 from lowprec.numerics.format import list_formats as list_formats

@@ -401,13 +401,10 @@ def names_format(name: str) -> bool:
 
 
 @functools.cache
-def _catalogued(name: str) -> Format:
+def _named(name: str) -> Format:
+    if name not in catalogue.names("elements") and families.matches(name):
+        return Format(**families.fields(name))
     return catalogue.read("elements", name, Format).value
-
-
-@functools.cache
-def _member(name: str) -> Format:
-    return Format(**families.fields(name))
 
 
 def get_format(fmt: "str | Format | Any") -> Format:
@@ -437,7 +434,4 @@ def get_format(fmt: "str | Format | Any") -> Format:
         raise ValueError(
             f"`fmt` = {fmt!r} is ambiguous: name {' or '.join(_AMBIGUOUS[fmt.lower()])}"
         )
-    name = _ALIASES.get(fmt.lower(), fmt)
-    if name not in catalogue.names("elements") and families.matches(name):
-        return _member(name)
-    return _catalogued(name)
+    return _named(_ALIASES.get(fmt.lower(), fmt))

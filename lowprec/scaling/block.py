@@ -2,15 +2,29 @@
 
 import dataclasses
 import functools
+import typing
 from typing import Literal
 
 from lowprec import catalogue
-from lowprec.numerics.format import Format, aliases, get_format, list_formats
+from lowprec.numerics.format import Format, aliases, get_format, list_formats, names_format
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, Overflow, Rounding, check_choice
+from lowprec.scaling.codings import Affine, Eden, Logarithmic, Transform
 
 TileSize = int | Literal["all"]
-ScaleRule = Literal["amax", "floor", "even", "ceil", "rceil"]
-ScaleArithmetic = Literal["divide", "encode_scale", "two_level"]
+PowerOfTwoRule = Literal["floor", "even", "ceil", "rceil", "oas", "nearest_log2", "three_quarter"]
+ScaleRule = Literal[PowerOfTwoRule, "amax", "four_over_six", "minimum_error", "range"]
+ScaleArithmetic = Literal[
+    "divide",
+    "reciprocal_max",
+    "multiply_inverse",
+    "encode_scale",
+    "two_level",
+    "two_level_divide_first",
+    "two_level_divide",
+    "two_level_inverse",
+]
+Nonfinite = Literal["propagate", "unit_scale", "largest_scale", "largest_scale_for_inf"]
+Coding = Literal["scaled", "affine", "logarithmic"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,27 +32,68 @@ class Block:
     """Elements of one format in tiles that share a scale; frozen and hashable.
 
     With E = floor(log2 amax), EMAX and MAX the exponent and value of the element's largest number,
-    and X the scale that a value is multiplied by on decoding:
+    and X the scale that a value is multiplied by on decoding, the rules are
+
+    | `scale_rule` | X |
+    |---|---|
+    | `floor` | 2^(E - EMAX) |
+    | `even` | the same, with E after rounding amax to the element's mantissa, ties up |
+    | `ceil` | 2^(ceil(log2 amax) - EMAX) |
+    | `rceil` | 2^ceil(log2(amax / MAX)) |
+    | `oas` | 2^floor(log2 bf16((amax / MAX) * oas_factor)), overflow-aware scaling |
+    | `nearest_log2` | 2^round(log2(amax / MAX)), the logarithm exact |
+    | `three_quarter` | 2^(E - EMAX) * 4/3; the constant 4/3 is the `tensor_scale` of the result |
+    | `amax` | amax / MAX, as `scale_arithmetic` says |
+    | `four_over_six` | of the scale of `amax` and 1.5 times it, that of the smaller `error` |
+    | `minimum_error` | of all scales, the smallest with the smallest squared error |
+
+    the first seven for power-of-two scales. Every operation of `scale_arithmetic` is a float32 one,
+    rounded to nearest even, in the order written; with g the largest magnitude of the tensor (or
+    row), SMAX the largest scale, and fmt() the rounding to `scale_format`:
+
+    | `scale_arithmetic` | X | what is encoded | tensor scale |
+    |---|---|---|---|
+    | `divide` | fmt(amax / MAX) | x / X | |
+    | `reciprocal_max` | fmt(amax * (1 / MAX)) | x / X | |
+    | `multiply_inverse` | fmt(amax / MAX) | x * (1 / X) | |
+    | `encode_scale` | 1 / S, S = MAX / amax | x * S | |
+    | `two_level` | fmt(amax * (S * (1 / MAX))) | x * (1 / (X * T)) | T = 1 / S |
+    | `two_level_divide_first` | fmt((amax / MAX) * S) | the same | T = 1 / S |
+    | `two_level_divide` | fmt(amax / (MAX * T)) | x / (X * T) | T = g / (SMAX * MAX) |
+    | `two_level_inverse` | fmt((amax / MAX) / T) | x * ((1 / T) / X) | T = g / (SMAX * MAX) |
+
+    where S = SMAX * MAX / g. An infinite S or 1 / (X * T) becomes the largest float32; where g or S
+    is 0, S is 1.
 
     Attributes:
       name: the entry's name.
       element: the element format.
       tile: (rows, columns) that share a scale; the second runs along the contraction axis. `all`
         spans an axis, and `["all", "all"]` the whole array.
-      scale_format: the format of X, float32 or one of 8 bits.
-      scale_rule: `amax` (X from amax / MAX), or for power-of-two scales `floor` (X = 2^(E - EMAX)),
-        `even` (E after rounding amax to the element's mantissa, ties up), `ceil`
-        (X = 2^(ceil(log2 amax) - EMAX)) or `rceil` (X = 2^ceil(log2(amax / MAX))).
-      scale_arithmetic: of `amax`. `divide`: X = amax / MAX, and x / X is encoded. `encode_scale`:
-        S = MAX / amax, x * S is encoded and X = 1 / S. `two_level`: a float32 scale for the tensor
-        above scales of 8 bits, in the order of TransformerEngine's NVFP4 kernel. Every operation is
-        a float32 one, rounded to nearest even.
+      scale_format: the format of X. Of more than 8 bits, X is stored as a float32.
+      scale_rule, scale_arithmetic: see above.
+      scale_rounding: of fmt(), above SMAX saturating.
       min_amax: amax is raised to this value.
-      unit_scale_amax: an amax at or below this gives the scale 1.
-      nonfinite: a tile with Inf or NaN gets the scale that the arithmetic gives (`propagate`) or 1
-        (`unit_scale`). Power-of-two scales become NaN.
-      tensor_scale: `amax` where a float32 scale of the whole tensor multiplies the others.
+      unit_scale_amax: an amax at or below this, or an X of 0, gives the scale 1; an X of NaN, from
+        0 / 0 in a tensor of zeros, does not.
+      min_scale: X is raised to this before fmt().
+      guard: amax is scaled to MAX * guard instead of MAX, and g to SMAX * MAX * guard: the room
+        that keeps stochastic rounding from clipping. Taken as a float32.
+      nonfinite: a tile with Inf or NaN gets the scale that the arithmetic gives, which is NaN for
+        power-of-two scales (`propagate`), 1 (`unit_scale`), the largest (`largest_scale`), or the
+        largest for Inf and NaN for NaN (`largest_scale_for_inf`).
+      oas_factor: of `oas`.
+      error: of `four_over_six`: the tile's sum of `absolute` or `squared` errors.
+      tensor_scale: `amax` or `row_amax` where a float32 scale of the whole tensor, or of each row
+        (all of the contraction axis), multiplies the others.
+      tensor_scale_max: SMAX in S or T, by default the largest scale of `scale_format`.
+      amax_source: `given` where scales come from the argument `amax` of `quantize` alone.
       rounding, random_bit_count, overflow: of the elements.
+      coding: `scaled`: a value is element * scale. `affine`: integers between the tile's smallest
+        and largest value, as the table [affine] says. `logarithmic`: levels evenly spaced in the
+        logarithm, as [logarithmic] says. The scale rule of both is `range`.
+      transform: what is done to the tensor before, and undone after, as [transform] says.
+      eden: corrections of the scales that make the block quantizer unbiased, as [eden] says.
     """
 
     name: str
@@ -47,13 +102,25 @@ class Block:
     scale_format: Format
     scale_rule: ScaleRule
     scale_arithmetic: ScaleArithmetic = "divide"
+    scale_rounding: Rounding = "nearest_even"
     min_amax: float = 0.0
     unit_scale_amax: float | None = None
-    nonfinite: Literal["propagate", "unit_scale"] = "propagate"
-    tensor_scale: Literal["none", "amax"] = "none"
+    min_scale: float | None = None
+    guard: float = 1.0
+    nonfinite: Nonfinite = "propagate"
+    oas_factor: float | None = None
+    error: Literal["absolute", "squared"] | None = None
+    tensor_scale: Literal["none", "amax", "row_amax"] = "none"
+    tensor_scale_max: float | None = None
+    amax_source: Literal["measured", "given"] = "measured"
     rounding: Rounding = "nearest_even"
     random_bit_count: int | None = None
     overflow: Overflow = "saturate"
+    coding: Coding = "scaled"
+    affine: Affine | None = None
+    logarithmic: Logarithmic | None = None
+    transform: Transform | None = None
+    eden: Eden | None = None
 
     def __post_init__(self) -> None:
         for field in ("element", "scale_format"):
@@ -64,36 +131,169 @@ class Block:
                 )
         check_choice("rounding", self.rounding, ROUNDINGS)
         check_choice("overflow", self.overflow, OVERFLOWS)
-        for holds, message in (
+        for holds, message in self._coding_rules():
+            if not holds:
+                raise ValueError(f"block {self.name!r}: {message}")
+        if self.coding != "scaled":
+            return
+        for holds, message in self._scaling_rules():
+            if not holds:
+                raise ValueError(f"block {self.name!r}: {message}")
+
+    def _scaling_rules(self) -> tuple[tuple[bool, str], ...]:
+        """What must hold of a scaled block."""
+        rule, arithmetic, scale = self.scale_rule, self.scale_arithmetic, self.scale_format
+        powers = typing.get_args(PowerOfTwoRule)
+        return (
             (
                 all(size == "all" or size >= 1 for size in self.tile),
                 "tile sizes are 'all' or at least 1",
             ),
             (
-                self.scale_rule == "amax" or self.power_of_two,
-                "the rules floor, even, ceil and rceil need a scale format without mantissa bits",
+                rule not in powers or self.power_of_two,
+                f"the rules {', '.join(powers)} need a scale format without mantissa bits",
             ),
             (
-                self.scale_rule != "amax" or not self.power_of_two,
-                "scale_rule = 'amax' needs a scale format with mantissa bits",
+                rule not in ("amax", "four_over_six") or not self.power_of_two,
+                f"scale_rule = {rule!r} needs a scale format with mantissa bits",
             ),
             (
-                (self.tensor_scale == "amax") == (self.scale_arithmetic == "two_level"),
-                "tensor_scale = 'amax' and scale_arithmetic = 'two_level' go together",
+                not self.power_of_two or (scale.zero == "none" and not scale.signed),
+                "power-of-two scales need an unsigned scale format without zero, such as E8M0",
             ),
             (
-                self.scale_arithmetic == "two_level"
-                or self.power_of_two
-                or self.scale_format.name == "float32",
-                "scales with mantissa bits are float32, or of 8 bits under a tensor scale",
+                not self.power_of_two or arithmetic == "divide",
+                f"scale_arithmetic = {arithmetic!r} is for scales with mantissa bits",
             ),
             (
-                self.scale_arithmetic != "two_level" or self.scale_format.bits <= 8,
-                "scale_arithmetic = 'two_level' needs a scale format of 8 bits",
+                not self.power_of_two or (self.min_scale is None and self.guard == 1.0),
+                "min_scale and guard are for scales with mantissa bits",
             ),
-        ):
-            if not holds:
-                raise ValueError(f"block {self.name!r}: {message}")
+            (
+                self.scale_rounding == "nearest_even" or not self.power_of_two,
+                "scale_rounding is for scales with mantissa bits: a rule rounds powers of two",
+            ),
+            (
+                self.scale_rounding not in ("stochastic", "to_odd"),
+                "scale_rounding = 'stochastic' or 'to_odd' is not for scales",
+            ),
+            (
+                (self.tensor_scale == "none") == (not arithmetic.startswith("two_level")),
+                "tensor_scale = 'amax' or 'row_amax' and scale_arithmetic = 'two_level...' go "
+                "together",
+            ),
+            (
+                not arithmetic.startswith("two_level") or scale.bits <= 8,
+                f"scale_arithmetic = {arithmetic!r} needs a scale format of 8 bits",
+            ),
+            (
+                arithmetic != "encode_scale" or scale.name == "float32",
+                "scale_arithmetic = 'encode_scale' needs scale_format = 'float32'",
+            ),
+            (
+                self.tensor_scale_max is None or self.tensor_scale != "none",
+                "tensor_scale_max needs a tensor_scale",
+            ),
+            (
+                self.tensor_scale != "row_amax" or self.tile[0] == 1,
+                "tensor_scale = 'row_amax' needs tiles of one row",
+            ),
+            (
+                self.min_amax >= 0 and 0.5 <= self.guard <= 1,
+                "min_amax is at least 0 and guard from 0.5 to 1",
+            ),
+            (
+                self.guard == 1.0 or rule == "amax",
+                "guard needs scale_rule = 'amax'",
+            ),
+            (
+                self.nonfinite != "propagate" or scale.has_nan,
+                f"nonfinite = 'propagate' needs a scale format with NaN, and {scale.name} has none",
+            ),
+            (
+                not self.nonfinite.startswith("largest") or self.power_of_two,
+                f"nonfinite = {self.nonfinite!r} is for power-of-two scales",
+            ),
+            (
+                (rule == "oas") == (self.oas_factor is not None),
+                "oas_factor is for 'oas', and it needs one",
+            ),
+            (
+                (rule == "four_over_six") == (self.error is not None),
+                "error is for scale_rule = 'four_over_six', and it needs one",
+            ),
+            (
+                rule != "four_over_six" or arithmetic == "two_level_divide_first",
+                "scale_rule = 'four_over_six' needs scale_arithmetic = 'two_level_divide_first'",
+            ),
+            (
+                rule != "minimum_error" or (scale.bits <= 8 and self.min_scale is None),
+                "scale_rule = 'minimum_error' needs a scale format of 8 bits and no min_scale",
+            ),
+            (
+                rule != "even" or self.element.mantissa_bits is not None,
+                "scale_rule = 'even' needs an element with mantissa bits, not a table",
+            ),
+        )
+
+    def _coding_rules(self) -> tuple[tuple[bool, str], ...]:
+        scaled = self.coding == "scaled"
+        return (
+            (
+                (self.coding == "affine") == (self.affine is not None)
+                and (self.coding == "logarithmic") == (self.logarithmic is not None),
+                "coding = 'affine' and a table [affine] go together, and so with logarithmic",
+            ),
+            (
+                scaled == (self.scale_rule != "range"),
+                "scale_rule = 'range' is for coding = 'affine' or 'logarithmic', and they for it",
+            ),
+            (scaled or self.tensor_scale == "none", f"{self.coding} tiles have no tensor scale"),
+            (
+                scaled or self.scale_format.name in ("float32", "bfloat16", "float16"),
+                f"{self.coding} tiles need scale_format = float32, bfloat16 or float16",
+            ),
+            (
+                scaled or self.element.exponent_bits == 0,
+                f"{self.coding} codes are integers, and {self.element.name} is none",
+            ),
+            (
+                scaled or all(size == "all" or size >= 1 for size in self.tile),
+                "tile sizes are 'all' or at least 1",
+            ),
+            (
+                self.logarithmic is None or 6 <= self.element.bits <= 16,
+                "logarithmic codes have from 6 to 16 bits",
+            ),
+            (
+                self.affine is None or not self.affine.add_half or self.rounding == "toward_zero",
+                "affine add_half = true needs rounding = 'toward_zero'",
+            ),
+            (
+                self.eden is None
+                or (self.tensor_scale == "amax" and self.eden.group % self._columns == 0),
+                "[eden] needs tensor_scale = 'amax' and a group of whole tiles of one row",
+            ),
+        )
+
+    @property
+    def _columns(self) -> int:
+        """The length of a tile of one row; what divides no group where it is none."""
+        rows, columns = self.tile
+        return columns if rows == 1 and columns != "all" else 1 << 31
+
+    @property
+    def reproducibility(self) -> Literal["bit_exact", "same_backend"]:
+        """`bit_exact`, or `same_backend` where a transform is a matrix product of the backend."""
+        orthogonal = self.transform is not None and self.transform.kind == "orthogonal"
+        return "same_backend" if orthogonal else "bit_exact"
+
+    @property
+    def offset_bits(self) -> int:
+        """Bits that a tile stores beside codes and scale: a zero point, a minimum or an amin."""
+        if self.affine is not None:
+            return self.affine.offset_bits
+        return self.scale_format.bits if self.logarithmic is not None else 0
 
     @property
     def power_of_two(self) -> bool:
@@ -102,11 +302,11 @@ class Block:
 
     @property
     def scale_bits_per_element(self) -> float:
-        """Bits of scale for each element in a full tile; 0 where a tile spans an axis."""
+        """Bits of scale and offset for each element of a full tile; 0 where it spans an axis."""
         rows, columns = self.tile
         if rows == "all" or columns == "all":
             return 0.0
-        return self.scale_format.bits / (rows * columns)
+        return (self.scale_format.bits + self.offset_bits) / (rows * columns)
 
     @property
     def bits_per_element(self) -> float:
@@ -154,10 +354,6 @@ def get_block(block: str | Block) -> Block:
     return _catalogued(block)
 
 
-def _is_format(name: str) -> bool:
-    return name in list_formats() or name.lower() in aliases()
-
-
 def get_format_or_block(name: str | Format | Block) -> Format | Block:
     """Finds a number format or a block scaling; a TOML file that has `element` is a block.
 
@@ -170,7 +366,7 @@ def get_format_or_block(name: str | Format | Block) -> Format | Block:
     """
     if isinstance(name, Block):
         return name
-    if not isinstance(name, str) or _is_format(name):
+    if not isinstance(name, str) or names_format(name):
         return get_format(name)
     if catalogue.is_path(name):
         return get_block(name) if catalogue.has_key(name, "element") else get_format(name)

@@ -9,12 +9,17 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
-from lowprec.numerics.codec import check_random, encode_number, float_array, refuse_gradient
-from lowprec.numerics.rounding import Rounding
+from lowprec.numerics.arguments import check_random, float_array, refuse_gradient
+from lowprec.numerics.rounding import Rounding, is_stochastic
+from lowprec.scaling import affine, eden, logarithmic, transforms
 from lowprec.scaling.block import Block, get_block
+from lowprec.scaling.candidates import TRIED, tried_scales
+from lowprec.scaling.once import once
+from lowprec.scaling.ordinary import encode_scaled
 from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.rules import Scales, find_scales
-from lowprec.scaling.tiles import amax_bits, normalise_axis, scales_shape, spread, tile_shape
+from lowprec.scaling.tiles import amax_bits, normalise_axis, scales_shape, tile_shape
+from lowprec.scaling.transforms import vector_for
 
 
 def quantize(
@@ -25,6 +30,8 @@ def quantize(
     amax: ArrayLike | None = None,
     rounding: Rounding | None = None,
     random_bits: ArrayLike | None = None,
+    signs: ArrayLike | None = None,
+    smoothing: ArrayLike | None = None,
 ) -> QTensor:
     """Quantizes a tensor in tiles that share a scale.
 
@@ -39,17 +46,23 @@ def quantize(
       block: a block by name, path or value.
       axis: the contraction axis, along which the tile's second size runs.
       amax: for static or delayed scaling, the largest magnitudes to scale by instead of the
-        measured ones, float32 >= 0: of the tensor (a scalar) where the block has a tensor scale,
-        else of the tiles (broadcastable to the scales' shape). What lies above saturates.
+        measured ones, float32 >= 0: of the tensor (a scalar) or of its rows (the tensor shape
+        with 1 for `axis`) where the block has a tensor scale, else of the tiles (broadcastable to
+        the scales' shape). What lies above saturates.
       rounding: of the elements; by default the block's.
-      random_bits: for `stochastic`, an unsigned array of x's shape.
+      random_bits: for `stochastic`, an unsigned array of x's shape; for a block with [eden], of the
+        scales' shape.
+      signs: for a transform with signs = "given": +1 or -1, one an element of the transform's
+        block or of the axis; what is negative counts as -1.
+      smoothing: for a `smoothing` transform: positive factors, one a place along the axis.
 
     Returns:
       A `QTensor`.
 
     Raises:
       TypeError: x is not float32, bfloat16 or float16.
-      ValueError: an empty array, an axis out of range, a misshapen `amax`, an unknown block or
+      ValueError: an empty array, an axis out of range, a misshapen or missing `amax`, an unknown
+        block or
         rounding, random bits missing or superfluous. Under `jax.grad`: use `lowprec.cast`.
 
     Source: the block's own citation, `lowprec show NAME`.
@@ -65,10 +78,21 @@ def quantize(
         raise ValueError(f"`x` of shape {x.shape} has no elements to share a scale")
     axis = normalise_axis(axis, x.ndim)
     mode = block.rounding if rounding is None else rounding
-    count = block.random_bit_count if mode == "stochastic" else None
-    words, word_bits = check_random(x.shape, mode, random_bits, count)
+    count = block.random_bit_count if is_stochastic(mode) else None
+    check_coding(block, rounding, amax)
+    vector = vector_for(block.transform, x.shape[axis], signs, smoothing)
+    if block.eden is None:
+        words, word_bits = check_random(x.shape, mode, random_bits, count)
+    else:
+        words, word_bits = eden.check_words(block, x.shape, axis, random_bits)
+    if amax is None and block.amax_source == "given":
+        raise ValueError(
+            f"the block {block.name} is for static scaling: pass `amax`, the largest magnitudes to "
+            f"scale by, found on other data"
+        )
     static = None if amax is None else _static_amax(amax, x.shape, block, axis)
-    return _quantize(refuse_gradient("quantize", x), static, words, block, axis, mode, word_bits)
+    fixed = refuse_gradient("quantize", x)
+    return _quantize(fixed, static, words, vector, block, axis, mode, word_bits)
 
 
 @functools.partial(jax.jit, static_argnames=("block", "axis", "mode", "word_bits"))
@@ -76,33 +100,86 @@ def _quantize(
     x: jax.Array,
     static: jax.Array | None,
     words: jax.Array | None,
+    vector: jax.Array | None,
     block: Block,
     axis: int,
     mode: str,
     word_bits: int,
 ) -> QTensor:
     bits = float32.to_bits(x)
+    if block.transform is not None:
+        bits, vector = transforms.apply(bits, block.transform, axis, vector)
+        # Otherwise it would be done again for each of those who need its result.
+        bits = lax.optimization_barrier(bits)
     tiles = tile_shape(block, x.shape, axis)
-    tile_amax, tensor_amax = _amax(bits, tiles, block, static)
-    found = _materialised(tile_amax, tensor_amax, block)
-    scaled = _scale(bits, found, block, tiles)
-    codes = encode_number(scaled, block.element, mode, block.overflow, words, word_bits)
+    if block.coding != "scaled":
+        coder = affine.quantize if block.coding == "affine" else logarithmic.quantize
+        codes, scales, offsets = coder(bits, block, tiles, mode, words, word_bits)
+        return QTensor(
+            codes=codes,
+            scales=float32.from_bits(scales),
+            offsets=None if offsets is None else float32.from_bits(offsets),
+            transform_state=vector,
+            block=block,
+            axis=axis,
+        )
+    if block.eden is not None:
+        codes, scales, tensor = eden.quantize(
+            bits, block, tiles, axis, static, mode, words, word_bits
+        )
+        return QTensor(
+            codes=codes,
+            scales=scales,
+            tensor_scale=float32.from_bits(tensor),
+            transform_state=vector,
+            block=block,
+            axis=axis,
+        )
+    tile_amax, tensor_amax = _amax(bits, tiles, axis, block, static)
+    if block.scale_rule in TRIED:
+        found = tried_scales(bits, tile_amax, tensor_amax, tiles, axis, block)
+    else:
+        found = _materialised(tile_amax, tensor_amax, block)
+    measured = None if static is not None and block.tensor_scale == "none" else tile_amax
+    codes = encode_scaled(bits, found, measured, block, tiles, mode, words, word_bits)
     float_scales = block.scale_format.bits > 8
     return QTensor(
         codes=codes,
         scales=float32.from_bits(found.stored) if float_scales else found.stored,
         tensor_scale=None if found.tensor is None else float32.from_bits(found.tensor),
+        transform_state=vector,
         block=block,
         axis=axis,
     )
+
+
+def check_coding(block: Block, rounding: Rounding | None, amax: ArrayLike | None) -> None:
+    """Raises ValueError for an argument of `quantize` that the block's coding has no use for."""
+    if block.coding != "scaled" and amax is not None:
+        raise ValueError(
+            f"the {block.coding} block {block.name} measures the range of its tiles; leave out "
+            f"`amax`"
+        )
+    if block.eden is not None and rounding is not None and is_stochastic(rounding):
+        raise ValueError(
+            f"`rounding` = {rounding!r}; the block {block.name} rounds its scales stochastically, "
+            f"and its elements not"
+        )
+    fixed = "half is added before" if block.affine and block.affine.add_half else ""
+    fixed = "codes are the nearest in" if block.logarithmic else fixed
+    if fixed and rounding is not None:
+        raise ValueError(
+            f"`rounding` = {rounding!r}; the rounding of {block.name} is part of its coding "
+            f"({fixed} {'truncating' if block.affine else 'linear space'}): leave it out"
+        )
 
 
 def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: int) -> jax.Array:
     """Bits of the given largest magnitudes, in the shape of the scales or of the tensor scale."""
     given = jnp.asarray(amax, jnp.float32)
     tiles = tile_shape(block, shape, axis)
-    two_level = block.tensor_scale == "amax"
-    target = (1,) * len(shape) if two_level else scales_shape(shape, tiles)
+    two_level = block.tensor_scale != "none"
+    target = _tensor_shape(shape, axis, block) if two_level else scales_shape(shape, tiles)
     given = given.reshape((1,) * len(shape)) if given.size == 1 else given
     if given.ndim != len(target) or any(
         size not in (1, wanted) for size, wanted in zip(given.shape, target, strict=True)
@@ -114,42 +191,30 @@ def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: in
     return float32.to_bits(jnp.broadcast_to(given, target)) & float32.MAGNITUDE
 
 
+def _tensor_shape(shape: tuple[int, ...], axis: int, block: Block) -> tuple[int, ...]:
+    """The shape of the tensor scale: one number, or one a row, which is all of `axis`."""
+    if block.tensor_scale == "amax":
+        return (1,) * len(shape)
+    return tuple(1 if i == axis % len(shape) else size for i, size in enumerate(shape))
+
+
 def _amax(
-    bits: jax.Array, tiles: tuple[int, ...], block: Block, static: jax.Array | None
+    bits: jax.Array, tiles: tuple[int, ...], axis: int, block: Block, static: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
     """Bits of the largest magnitude of each tile and of the tensor, as measured or as given."""
     if block.tensor_scale == "none":
         tile_amax = amax_bits(bits & float32.MAGNITUDE, tiles) if static is None else static
         return tile_amax, tile_amax
     measured = amax_bits(bits & float32.MAGNITUDE, tiles)
-    return measured, jnp.max(measured, keepdims=True) if static is None else static
+    if static is not None:
+        return measured, static
+    over = None if block.tensor_scale == "amax" else axis
+    return measured, jnp.max(measured, axis=over, keepdims=True)
 
 
 def _materialised(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales:
-    """`find_scales` in a loop of one turn, whose count the compiler does not see.
-
-    Otherwise it would fuse the scale's arithmetic into what follows, and do it again for every
-    element of the tile.
-    """
-    if block.power_of_two:
-        # A few integer operations: cheap to repeat, and equal tensors are quantized once.
+    """`find_scales`, done once for a tile where it takes more than a few integer operations."""
+    if block.power_of_two and block.scale_rule not in ("oas", "three_quarter"):
+        # Cheap to repeat, and equal tensors are quantized once.
         return find_scales(amax, tensor_amax, block)
-    shapes = jax.eval_shape(functools.partial(find_scales, block=block), amax, tensor_amax)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    once = lax.optimization_barrier(jnp.int32(1))
-    return lax.fori_loop(0, once, lambda *_: find_scales(amax, tensor_amax, block), start)
-
-
-def _scale(bits: jax.Array, found: Scales, block: Block, tiles: tuple[int, ...]) -> float32.Number:
-    """The elements divided by their scales, as the block's arithmetic does it."""
-    if found.exponent is not None:
-        x = float32.number(bits)
-        nan = found.stored == np.asarray(block.scale_format.nan_code, found.stored.dtype)
-        return x._replace(
-            exponent=x.exponent + spread(found.exponent, bits.shape, tiles),
-            nan=x.nan | spread(nan, bits.shape, tiles),
-        )
-    if found.divisor is not None:
-        return float32.scaled_down(bits, spread(found.divisor, bits.shape, tiles))
-    assert found.multiplier is not None
-    return float32.scaled_up(bits, spread(found.multiplier, bits.shape, tiles))
+    return once(functools.partial(find_scales, block=block), amax, tensor_amax)

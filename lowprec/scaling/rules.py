@@ -1,16 +1,31 @@
-"""Scale rules: from the largest magnitude of a tile to its scale, on bit patterns."""
+"""Scale rules: from the largest magnitude of a tile to its scale and what it does to an element."""
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lowprec.numerics import float32
-from lowprec.numerics.codec import decode_bits, encode_bits
 from lowprec.scaling.block import Block
+from lowprec.scaling.levels import (
+    TensorScale,
+    bits_of,
+    decoded_scale,
+    divide_constant,
+    finite,
+    largest_element,
+    like,
+    stored_scale,
+    tensor_scale,
+    wanted_scale,
+    with_unit,
+)
+from lowprec.scaling.powers import power_codes
+
+FOUR_THIRDS = np.float32(1 / 0.75)
+"""The constant that `three_quarter` keeps outside the stored scales."""
 
 
 class Scales(NamedTuple):
@@ -21,7 +36,7 @@ class Scales(NamedTuple):
       multiplier: float32 bits that a value is multiplied by before it is encoded, or None.
       divisor: float32 bits that a value is divided by before it is encoded, or None.
       exponent: the power of two that a value is multiplied by before it is encoded, or None.
-      tensor: float32 bits of the tensor's scale, or None.
+      tensor: float32 bits of the tensor's scale, of the rows' scales, or None.
     """
 
     stored: jax.Array
@@ -34,81 +49,73 @@ class Scales(NamedTuple):
 def find_scales(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales:
     """The scales of tiles with the largest magnitudes `amax` (uint32 float32 bits).
 
-    `tensor_amax` (uint32 bits, broadcastable) is used by `two_level` alone.
+    `tensor_amax` (uint32 bits, broadcastable) is used where the block has a tensor scale.
     """
-    amax = jnp.maximum(amax, np.float32(block.min_amax).view(np.uint32))
+    amax = raised(amax, block)
+    if block.scale_arithmetic == "encode_scale":
+        largest = largest_element(block).view(np.uint32)
+        encode = with_unit(finite(divide_constant(largest, amax)), amax, block)
+        return Scales(divide_constant(float32.ONE, encode), multiplier=encode)
+    tensor = None if block.tensor_scale == "none" else tensor_scale(tensor_amax, block)
+    return applied(first_choice(amax, tensor, block), tensor, block)
+
+
+def raised(amax: jax.Array, block: Block) -> jax.Array:
+    """amax, at least the block's `min_amax`; NaN stays."""
+    return jnp.maximum(amax, np.float32(block.min_amax).view(np.uint32))
+
+
+def first_choice(amax: jax.Array, tensor: TensorScale | None, block: Block) -> jax.Array:
+    """The stored scales that the largest magnitudes alone decide."""
     if block.power_of_two:
-        return _power_of_two(amax, block)
-    if block.scale_arithmetic == "two_level":
-        return _two_level(amax, tensor_amax, block)
-    largest = float32.constant(block.element.max)
-    if block.scale_arithmetic == "divide":
-        scale = _with_unit(float32.divide(amax, _like(amax, largest)), amax, block)
-        return Scales(scale, divisor=scale)
-    encode_scale = _finite(_divide(largest, amax))
-    encode_scale = _with_unit(encode_scale, amax, block)
-    return Scales(_divide(float32.ONE, encode_scale), multiplier=encode_scale)
+        return power_codes(amax, block).astype(block.scale_format.code_dtype)
+    return stored_scale(wanted_scale(amax, tensor, block), block)
 
 
-def _power_of_two(amax: jax.Array, block: Block) -> Scales:
-    """OCP MX: a scale 2^(code - bias), NaN for a tile with Inf or NaN, the smallest for zeros."""
-    scale_format, element = block.scale_format, block.element
-    largest_mantissa, largest_exponent = math.frexp(element.max)
-    _, exponent, significand = float32.unpack(amax)
-    match block.scale_rule:
-        case "floor":
-            step = jnp.zeros_like(exponent)
-        case "even":
-            half = np.uint32(1 << (22 - element.mantissa_bits))
-            step = (significand + half >= np.uint32(1 << 24)).astype(jnp.int32)
-        case "ceil":
-            step = (significand > np.uint32(1 << 23)).astype(jnp.int32)
-        case _:
-            step = (significand > np.uint32(int(largest_mantissa * 2**24))).astype(jnp.int32)
-    code = exponent + step - (largest_exponent - 1) + scale_format.bias
-    code = jnp.where(amax == 0, 0, jnp.clip(code, 0, scale_format.max_code))
-    power = scale_format.bias - code
-    nan = amax >= float32.INFINITY
-    stored = jnp.where(nan, np.int32(scale_format.nan_code or 0), code)
-    return Scales(stored.astype(scale_format.code_dtype), exponent=power)
+def applied(stored: jax.Array, tensor: TensorScale | None, block: Block) -> Scales:
+    """What stored scales do to the elements before they are encoded."""
+    if block.scale_rule == "three_quarter":
+        constant = jnp.full((1,) * stored.ndim, bits_of(FOUR_THIRDS))
+        decoded = decoded_scale(stored, block)
+        divisor = float32.multiply(decoded, like(decoded, bits_of(FOUR_THIRDS)))
+        return Scales(stored, divisor=divisor, tensor=constant)
+    if block.power_of_two:
+        power = block.scale_format.bias - stored.astype(jnp.int32)
+        return Scales(stored, exponent=power)
+    decoded = decoded_scale(stored, block)
+    match block.scale_arithmetic:
+        case "divide" | "reciprocal_max":
+            return Scales(stored, divisor=decoded)
+        case "multiply_inverse":
+            return Scales(stored, multiplier=divide_constant(float32.ONE, decoded))
+    assert tensor is not None
+    level = lambda bits: jnp.broadcast_to(bits, decoded.shape)  # noqa: E731
+    if block.scale_arithmetic == "two_level_inverse":
+        multiplier = float32.divide(level(tensor.encode), decoded)
+        return Scales(stored, multiplier=multiplier, tensor=tensor.decode)
+    whole = float32.multiply_short(decoded, level(tensor.decode))
+    if block.scale_arithmetic == "two_level_divide":
+        return Scales(stored, divisor=whole, tensor=tensor.decode)
+    multiplier = finite(divide_constant(float32.ONE, whole))
+    return Scales(stored, multiplier=multiplier, tensor=tensor.decode)
 
 
-def _two_level(amax: jax.Array, tensor_amax: jax.Array, block: Block) -> Scales:
-    """TransformerEngine's NVFP4: S = SMAX * MAX / g, scale = e4m3(amax * (S * (1/MAX)))."""
-    scale_format, element = block.scale_format, block.element
-    range_bits = float32.constant(scale_format.max * element.max)
-    inverse_max = np.float32(1.0 / element.max).view(np.uint32)
-    tensor = _finite(_divide(range_bits, tensor_amax))
-    tensor = jnp.where((tensor_amax == 0) | (tensor == 0), float32.ONE, tensor)
-    factor = float32.multiply(tensor, _like(tensor, inverse_max))
-    wanted = _finite(float32.multiply(amax, factor))
-    stored = encode_bits(wanted, scale_format, "nearest_even", "saturate")
-    tensor_scale = _divide(float32.ONE, tensor)
-    decoded = decode_bits(stored.astype(jnp.uint32), scale_format)
-    encode_scale = _finite(_divide(float32.ONE, float32.multiply(decoded, tensor_scale)))
-    return Scales(stored, multiplier=encode_scale, tensor=tensor_scale)
+def scaled_elements(
+    bits: jax.Array, found: Scales, block: Block, to_elements: Callable[[jax.Array], jax.Array]
+) -> float32.Number:
+    """Elements (float32 bits) divided by their scales, as the block's arithmetic does it.
 
-
-def _with_unit(scale: jax.Array, amax: jax.Array, block: Block) -> jax.Array:
-    """The scale 1 where the block's source leaves a tile unscaled."""
-    unit = jnp.zeros(amax.shape, bool)
-    if block.unit_scale_amax is not None:
-        unit |= amax <= np.float32(block.unit_scale_amax).view(np.uint32)
-    if block.nonfinite == "unit_scale":
-        unit |= amax >= float32.INFINITY
-    return jnp.where(unit, float32.ONE, scale)
-
-
-def _divide(constant: np.uint32, bits: jax.Array) -> jax.Array:
-    # A barrier after each quotient: fused into one expression, a chain of them takes seconds to
-    # compile.
-    return lax.optimization_barrier(float32.divide(_like(bits, constant), bits))
-
-
-def _finite(bits: jax.Array) -> jax.Array:
-    """Inf becomes the largest finite number; NaN stays."""
-    return jnp.where(bits == float32.INFINITY, float32.MAX_FINITE, bits)
-
-
-def _like(x: jax.Array, bits: np.uint32) -> jax.Array:
-    return jnp.full_like(x, bits)
+    `to_elements` gives every element its tile's value.
+    """
+    if found.exponent is not None:
+        x = float32.number(bits)
+        nan_code = block.scale_format.nan_code
+        nan = found.stored == np.asarray(nan_code or 0, found.stored.dtype)
+        return x._replace(
+            exponent=x.exponent + to_elements(found.exponent),
+            nan=x.nan if nan_code is None else x.nan | to_elements(nan),
+        )
+    if found.divisor is not None:
+        return float32.scaled_down(bits, to_elements(found.divisor))
+    assert found.multiplier is not None
+    return float32.scaled_up(bits, to_elements(found.multiplier))

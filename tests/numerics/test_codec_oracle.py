@@ -49,7 +49,8 @@ def compare(
 
     The policies differ on what is large alone: all but the first are tried on that.
     """
-    large = ~(np.abs(floats(bits).astype(np.float64)) < fmt.max / 2)
+    with np.errstate(invalid="ignore"):  # Signalling NaNs.
+        large = ~(np.abs(floats(bits).astype(np.float64)) < fmt.max / 2)
     large = sized(np.flatnonzero(large), SIZE)
     for overflow, rounding in itertools.product(overflows, ROUNDINGS):
         tried = slice(None) if overflow == overflows[0] else large
@@ -86,14 +87,6 @@ def test_edges(fmt: Format) -> None:
         got = encoded(bits, fmt, rounding, "saturate", drawn, 32)
         want = exactly_encoded(bits, fmt, rounding, "saturate", drawn, 32)
         assert_bits_equal(got, want, fmt=fmt, inputs=floats(bits))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 1 << 16, 1 << 12))
-@every_format
-def test_every_bfloat16_input(fmt: Format, first: int) -> None:
-    bits = np.arange(first, first + (1 << 12), dtype=np.uint32) << 16
-    compare(fmt, bits, random_words(len(bits)), 16)
 
 
 def float32_bits(x: oracle.Exact) -> int:

@@ -9,11 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowprec.numerics import decode
+from lowprec.numerics import Format, decode, get_format
 from lowprec.scaling import Block, get_block, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import changed, slow_if, width
 
+POWERS = Format(
+    name="powers",
+    signed=False,
+    exponent_bits=4,
+    mantissa_bits=0,
+    bias=7,
+    nan="all_ones",
+    zero="none",
+    subnormals=False,
+)
 MX = ["mxfp8_e4m3", "mxfp8_e5m2_rceil", "mxfp6_e2m3_rceil", "mxfp6_e3m2", "mxfp4"]
 FLOAT_SCALES = ["fp8_1x128", "fp8_128x128", "fp8_channel", "fp8_tensor", "nvfp4"]
 
@@ -255,6 +265,16 @@ def test_a_product_beyond_float32_is_inf_and_a_subnormal_exact() -> None:
         ),
         (TypeError, "int32", lambda: quantize(jnp.ones(3, jnp.int32), "mxfp4")),
         (TypeError, "float64", lambda: quantize(np.ones(3), "mxfp4")),
+        (
+            ValueError,
+            "fp8_tensor_static is for static scaling: pass `amax`",
+            lambda: quantize(jnp.ones(3), "fp8_tensor_static"),
+        ),
+        (
+            ValueError,
+            r"does not broadcast to \(2, 1\), the shape of the tensor scale",
+            lambda: quantize(jnp.ones((2, 16)), "nvfp4_row", amax=np.ones((1, 16))),
+        ),
         (TypeError, "`block`", lambda: quantize(jnp.ones(3), 4)),  # type: ignore[arg-type]
     ],
 )
@@ -263,19 +283,65 @@ def test_errors(error: type[Exception], message: str, call: Any) -> None:
         call()
 
 
+E3M0 = get_format("float4_e3m0fn")
+
+
 @pytest.mark.parametrize(
-    ("message", "changes"),
+    ("name", "message", "changes"),
     [
-        ("tile sizes", {"tile": (0, 32)}),
-        ("without mantissa bits", {"scale_rule": "amax"}),
-        ("go together", {"tensor_scale": "amax"}),
-        ("use one of", {"rounding": "nearest"}),
-        ("use one of", {"overflow": "wrap"}),
+        ("mxfp4", "tile sizes", {"tile": (0, 32)}),
+        ("mxfp4", "'amax' needs a scale format with mantissa bits", {"scale_rule": "amax"}),
+        ("nvfp4", "need a scale format without mantissa bits", {"scale_rule": "rceil"}),
+        ("mxfp4", "go together", {"tensor_scale": "amax"}),
+        ("mxfp4", "use one of", {"rounding": "nearest"}),
+        ("mxfp4", "use one of", {"overflow": "wrap"}),
+        # Once a TypeError at the first tile with NaN: a power-of-two format without one.
+        ("mxfp4", "unsigned scale format without zero", {"scale_format": E3M0}),
+        (
+            "mxfp4",
+            "'propagate' needs a scale format with NaN, and powers has none",
+            {"scale_format": dataclasses.replace(POWERS, nan="none")},
+        ),
+        ("mxfp4", "'two_level' is for scales with", {"scale_arithmetic": "two_level"}),
+        ("mxfp4", "min_scale and guard are for", {"min_scale": 0.5}),
+        ("mxfp4", "a rule rounds powers of two", {"scale_rounding": "toward_positive"}),
+        ("fp8_1x128", "is not for scales", {"scale_rounding": "stochastic"}),
+        ("fp8_1x128", "go together", {"scale_arithmetic": "two_level_divide"}),
+        ("nvfp4", "needs a scale format of 8 bits", {"scale_format": get_format("float32")}),
+        (
+            "fp8_channel",
+            "'encode_scale' needs scale_format = 'float32'",
+            {"scale_format": get_format("bfloat16")},
+        ),
+        ("fp8_1x128", "needs a tensor_scale", {"tensor_scale_max": 256.0}),
+        ("nvfp4_16x16", "needs tiles of one row", {"tensor_scale": "row_amax"}),
+        ("fp8_1x128", "min_amax is at least 0 and guard", {"guard": 1.5}),
+        ("nvfp4_minimum_error", "guard needs scale_rule = 'amax'", {"guard": 0.9}),
+        ("fp8_1x128", "is for power-of-two scales", {"nonfinite": "largest_scale"}),
+        ("mxfp4", "oas_factor is for 'oas'", {"scale_rule": "oas"}),
+        ("nvfp4", "error is for scale_rule = 'four_over_six'", {"error": "squared"}),
+        ("nvfp4_4over6", "needs scale_arithmetic", {"scale_arithmetic": "two_level"}),
+        ("fp8_1x128", "needs a scale format of 8 bits", {"scale_rule": "minimum_error"}),
+        ("mxfp4_even", "not a table", {"element": get_format("nf4")}),
     ],
 )
-def test_a_block_refuses_contradictions(message: str, changes: dict[str, Any]) -> None:
-    block = get_block("mxfp4")
-    if message == "without mantissa bits":
-        message = "with mantissa bits"
+def test_a_block_refuses_contradictions(name: str, message: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(block, **changes)
+        dataclasses.replace(get_block(name), **changes)
+
+
+def test_power_of_two_scales_without_nan() -> None:
+    fmt = dataclasses.replace(POWERS, nan="none")
+    block = changed("mxfp4_rceil", tile=(1, 4), scale_format=fmt, nonfinite="largest_scale")
+    x = jnp.array([[np.nan, 1.0, 2.0, 3.0], [np.inf, 1.0, 2.0, 3.0], [6.0, 1.0, 2.0, 3.0]])
+    q = quantize(x, block)
+    assert np.asarray(q.scales)[:, 0].tolist() == [15, 15, 7]
+    np.testing.assert_array_equal(np.asarray(q.dequantize())[2], x[2])
+
+
+def test_min_amax_and_unit_scales_of_powers_of_two() -> None:
+    x = jnp.array([[1e-3, 0.0], [0.5, 0.0], [3.0, 0.0]])
+    raised = quantize(x, changed("mxfp4_rceil", tile=(1, 2), min_amax=6.0))
+    assert np.asarray(raised.scales)[:, 0].tolist() == [127, 127, 127]
+    unit = quantize(x, changed("mxfp4_rceil", tile=(1, 2), unit_scale_amax=0.5))
+    assert np.asarray(unit.scales)[:, 0].tolist() == [127, 127, 126]
