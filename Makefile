@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 
-.PHONY: help report report-full test slow lint train clean
+.PHONY: help report report-full test slow lint train prove mutants clean
 
 help:
 	@echo "make report       compare recipes on the small model, write reports/index.html"
@@ -12,6 +12,8 @@ help:
 	@echo "make lint         ruff and pyright"
 	@echo "make report-full  the report over all of the held-out text"
 	@echo "make train        train the small model again (about half an hour)"
+	@echo "make prove        every cast over all 2^32 float32 inputs, write reports/proof/ (an hour)"
+	@echo "make mutants      which small changes of the numeric core the tests notice (an hour)"
 
 report: .venv/installed
 	$(RUN) -m lowprec compare --out reports
@@ -26,13 +28,19 @@ test: .venv/installed
 slow: .venv/installed
 	$(RUN) -m pytest -q -n 2 -m slow
 
-lint: .venv/installed-lint .venv/installed-train
+lint: .venv/installed-lint .venv/installed-train .venv/installed-mutants
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
 train: .venv/installed-train
 	$(RUN) experiments/train_lm.py
+
+prove: .venv/installed
+	$(RUN) experiments/prove.py
+
+mutants: .venv/installed-mutants
+	$(RUN) experiments/mutants.py
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,7 +52,7 @@ train: .venv/installed-train
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report,test]"
 	@touch $@
 
-.venv/installed-lint .venv/installed-train: .venv/installed-%: .venv/installed
+.venv/installed-lint .venv/installed-train .venv/installed-mutants: .venv/installed-%: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 

@@ -1,12 +1,12 @@
 """How fast are casts and block quantizers, beside the machine's memory and beside their peers?
 
-    python experiments/throughput_casts.py [--sizes 20 22 24] [--rounds 9] [--out reports/throughput]
+    python experiments/throughput_casts.py [--sizes 20 22 24] [--rounds 9] [--out DIRECTORY]
 
-Every function of a group is timed once a round, in turn, so that what else the machine does falls on
-all alike; a ratio is the median over rounds, with its quartiles. `plain` is a call inside a caller's
-own `jax.jit`, `options` one compiled with `lowprec.compiler_options()`. Times are of emulation: they
-say nothing of hardware that has the formats. Peers that are not installed are listed as missing:
-`pip install "lowprec[peers]"`, torch and torchao give most of them.
+Every function of a group is timed once a round, in turn, so that what else the machine does falls
+on all alike; a ratio is the median over rounds, with its quartiles. `plain` is a call inside a
+caller's own `jax.jit`, `options` one compiled with `lowprec.compiler_options()`. Times are of
+emulation: they say nothing of hardware that has the formats. Peers that are not installed are
+listed as missing: `pip install gfloat torch torchao triton qtorch pychop` gives them.
 """
 
 import argparse
@@ -78,7 +78,7 @@ class Compiled(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 22, 24], metavar="LOG2")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--out", type=Path, default=Path("reports/throughput"))
@@ -94,9 +94,7 @@ def main() -> None:
                 rows.append(_row(1 << size, contest, name, seconds, times, compiled.get(name)))
                 print(_line(rows[-1]), flush=True)
             for name, reason in contest.missing.items():
-                rows.append(
-                    Row(1 << size, contest.operation, name, *[float("nan")] * 4, None, None, reason)
-                )
+                rows.append(_missing(1 << size, contest.operation, name, reason))
                 print(f"{contest.operation:<34} {name:<24} missing: {reason}")
         # What is done stays, whatever comes.
         _write(arguments.out / "casts.csv", rows)
@@ -292,6 +290,11 @@ def _row(
     )
 
 
+def _missing(elements: int, operation: str, name: str, reason: str) -> Row:
+    nan = float("nan")
+    return Row(elements, operation, name, nan, nan, nan, nan, None, None, f"missing: {reason}")
+
+
 def _line(row: Row) -> str:
     text = (
         f"{row.operation:<34} {row.implementation:<24} 2^{row.elements.bit_length() - 1} "
@@ -346,7 +349,8 @@ def _write_goals(path: Path, ratios: dict[tuple[int, str], dict[str, list[float]
     print("\nGoals at 2^22 elements: elements per second of ours over the other's")
     for operation, ours, other, wanted, middle, low, high, verdict in lines:
         print(
-            f"{operation:<34} {ours:<18} / {other:<24} {middle:>6} ({low} to {high}), wanted {wanted}: {verdict}"
+            f"{operation:<34} {ours:<18} / {other:<24} {middle:>6} ({low} to {high}), "
+            f"wanted {wanted}: {verdict}"
         )
 
 

@@ -2,11 +2,13 @@
 
 import functools
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike, NDArray
 
@@ -129,6 +131,39 @@ WITHIN_FLOAT32 = tuple(
 )
 """Without those whose values float32 does not hold."""
 SMALL_FORMATS = tuple(fmt for fmt in FORMATS if fmt.bits <= 8)
+
+ONE_OF_A_KIND = (
+    "bfloat16",
+    "binary8p4se",
+    "binary15p2sf",
+    "float4_e2m1fn",
+    "float8_e4m3fn",
+    "float8_e8m0fnu",
+    "hif8",
+    "int8",
+    "mxint4",
+    "nf4",
+    "one_mantissa_bit_ieee",
+    "powers_all_ones",
+    "signed_without_zero",
+    "table_that_overflows",
+    "table_with_both_zeros",
+    "ue5m3",
+)
+"""Formats that between them have every branch of the codec."""
+
+
+def each_of(formats: Collection[Format]) -> pytest.MarkDecorator:
+    """A test for each of some formats, slow but for one of a kind."""
+    slow = [[] if fmt.name in ONE_OF_A_KIND else [pytest.mark.slow] for fmt in formats]
+    return pytest.mark.parametrize(
+        "fmt",
+        [
+            pytest.param(fmt, marks=marks, id=fmt.name)
+            for fmt, marks in zip(formats, slow, strict=True)
+        ],
+    )
+
 
 SPECIALS = (0, 1, 2, 0x3FFFFF, 0x400000, 0x400001, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF)
 NOT_FINITE = (0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF)

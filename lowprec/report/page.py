@@ -1,19 +1,21 @@
 """One HTML page that needs nothing beside it: findings, figures, tables, sources, manifest."""
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import jinja2
 import polars as pl
 
-from lowprec.report import digest, entries, figures, style, tables
+from lowprec.report import digest, entries, figures, tables
 from lowprec.report.findings import findings, is_partial, scope
+from lowprec.report.formats import read_formats
+from lowprec.report.formats_section import FormatSection, format_section
 from lowprec.report.results import SCHEMAS, Results
+from lowprec.report.shown import Draw, Shown, standalone
+from lowprec.report.shown import show as show_figure
 
-Draw = Callable[..., style.Picture | None]
 FIGURES: Mapping[str, tuple[str, str, Draw]] = {
     "sqnr_by_bits": ("Error against bits", "products", figures.error_by_bits),
     "sqnr_by_layer": ("Error by layer and role", "products", figures.error_by_layer),
@@ -24,24 +26,13 @@ FIGURES: Mapping[str, tuple[str, str, Draw]] = {
 """Every figure by name: its heading, the frame it is drawn from, and its function."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A figure as it stands on the page, drawn for a screen and for a phone."""
-
-    name: str
-    heading: str
-    title: str
-    sentence: str
-    data: str
-    wide: str
-    narrow: str
-
-
 def write_report(results: Results, out: Path) -> Path:
     """Writes tables, figures, the manifest and `index.html` into the directory `out`.
 
-    The directory is made where it is missing, its parent is not. The same results give the same
-    bytes in every file; measured times are in `timings.*` and in a table of the page alone.
+    The directory is made where it is missing, its parent is not. Where it has a folder `formats`,
+    with what `lowprec.report.formats.write_formats` wrote, the page has a section of it. The same
+    results give the same bytes in every file; measured times are in `timings.*` and in a table of
+    the page alone.
 
     Returns:
       The path of the page.
@@ -64,9 +55,12 @@ def write_report(results: Results, out: Path) -> Path:
             path = drawn / f"{name}.svg"
             path.unlink(missing_ok=True)
             if figure is not None:
-                path.write_text(_standalone(figure.wide), encoding="utf-8")
+                path.write_text(standalone(figure.wide), encoding="utf-8")
+        compared = read_formats(out / "formats")
+        formats = None if compared is None else format_section(compared)
         page = out / "index.html"
-        page.write_text(render(results, [f for f in shown if f is not None]), encoding="utf-8")
+        text = render(results, [f for f in shown if f is not None], formats)
+        page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write the report to {out}: {error}") from error
     return page
@@ -75,22 +69,10 @@ def write_report(results: Results, out: Path) -> Path:
 def show(name: str, results: Results) -> Shown | None:
     """A figure in both widths, or None where its data are missing."""
     heading, data, draw = FIGURES[name]
-    frame = getattr(results, data)
-    wide, narrow = draw(frame), draw(frame, narrow=True)
-    if wide is None or narrow is None:
-        return None
-    return Shown(
-        name=name,
-        heading=heading,
-        title=wide.title,
-        sentence=wide.sentence,
-        data=data,
-        wide=style.svg(wide.figure, name),
-        narrow=style.svg(narrow.figure, f"{name}-narrow", narrow=True),
-    )
+    return show_figure(name, heading, data, draw, getattr(results, data))
 
 
-def render(results: Results, shown: list[Shown]) -> str:
+def render(results: Results, shown: list[Shown], formats: FormatSection | None = None) -> str:
     """The page's text."""
     frames = results.frames()
     return _template().render(
@@ -101,6 +83,7 @@ def render(results: Results, shown: list[Shown]) -> str:
         scope=scope(results),
         findings=findings(results),
         figures=shown,
+        formats=formats,
         tables=digest.page_tables(results),
         timings=digest.timing_table(results.timings),
         entries=entries.used_entries(results),
@@ -112,10 +95,6 @@ def render(results: Results, shown: list[Shown]) -> str:
 
 def _rows(frame: pl.DataFrame) -> str:
     return f"{len(frame):,}"
-
-
-def _standalone(drawn: str) -> str:
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn}'
 
 
 @functools.cache

@@ -24,7 +24,8 @@ def lloyd_max(
     Levels are the means of what is nearest to them, and cells end halfway between levels, until no
     sample changes its cell; the levels are then rounded to float32. It starts at quantiles, so that
     equal samples give equal levels. A local minimum, which is the global one for log-concave
-    densities such as the normal one. Runs on the host, in float64.
+    densities such as the normal one. With many levels the iteration on samples can stop short of
+    it: by 0.2 dB at 6 bits and 4 dB at 8, for a million normal samples. On the host, in float64.
 
     Args:
       samples: any shape; finite. For blocks scaled by amax: elements divided by their tile's amax.

@@ -6,9 +6,6 @@ from jax import lax
 
 from lowprec.scaling.block import Block
 
-_HALVED = 256
-"""The longest axis of a tile whose halves are compared; beyond it the halves would fill memory."""
-
 
 def normalise_axis(axis: int, ndim: int) -> int:
     """`axis` counted from the end, so that it stays right when `vmap` adds axes in front.
@@ -49,13 +46,12 @@ def amax_bits(magnitudes: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
     Compared as integers, since a float comparison flushes subnormals.
     """
     grouped = _group(magnitudes, tiles)
-    for axis in range(1, grouped.ndim, 2):
-        size = grouped.shape[axis]
-        # Halves that are compared whole take far fewer steps than a reduction of neighbours.
-        while 1 < size <= _HALVED and size % 2 == 0:
-            size //= 2
-            low = lax.slice_in_dim(grouped, 0, size, axis=axis)
-            grouped = jnp.maximum(low, lax.slice_in_dim(grouped, size, 2 * size, axis=axis))
+    size = grouped.shape[-1]
+    # Halves that are compared whole take far fewer steps than a reduction of neighbours.
+    while size % 2 == 0:
+        size //= 2
+        low, high = (lax.slice_in_dim(grouped, i * size, (i + 1) * size, axis=-1) for i in (0, 1))
+        grouped = jnp.maximum(low, high)
     return jnp.max(grouped, axis=tuple(range(1, grouped.ndim, 2)))
 
 

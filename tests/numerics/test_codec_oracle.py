@@ -14,7 +14,6 @@ from lowprec.numerics import Format, float32, oracle
 from lowprec.numerics.codec import encode_bits, encode_number, narrow
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, STOCHASTIC, is_stochastic
 from tests.helpers import (
-    FORMAT_NAMES,
     FORMATS,
     NOT_FINITE,
     SIZE,
@@ -23,6 +22,7 @@ from tests.helpers import (
     bit_arrays,
     code_sample,
     decoded,
+    each_of,
     edges,
     encoded,
     exactly_encoded,
@@ -35,7 +35,7 @@ from tests.helpers import (
 
 EDGES = 4500
 
-every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+every_format = each_of(FORMATS)
 
 
 def compare(

@@ -16,16 +16,16 @@ from lowprec.numerics import Format, oracle
 from lowprec.numerics.codec import encode_bits
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, is_stochastic
 from tests.helpers import (
-    FORMAT_NAMES,
     FORMATS,
     assert_bits_equal,
     code_sample,
+    each_of,
     random_words,
     sized,
 )
 
 SIZE = 1024
-every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+every_format = each_of(FORMATS)
 
 
 @pytest.fixture(autouse=True)

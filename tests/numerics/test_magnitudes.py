@@ -8,7 +8,7 @@ import pytest
 from lowprec.numerics import Format, float32, get_format, magnitudes
 from lowprec.numerics.codec import decode_bits, encode_bits, encode_number, round_bits
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, is_stochastic
-from tests.helpers import FORMATS, SIZE, assert_bits_equal, edges, floats, sized
+from tests.helpers import FORMATS, SIZE, assert_bits_equal, each_of, edges, floats, sized
 
 DETERMINISTIC = [mode for mode in ROUNDINGS if not is_stochastic(mode)]
 SERVED = [fmt for fmt in FORMATS if magnitudes.serves(fmt, "nearest_even")]
@@ -23,7 +23,7 @@ def test_which_formats_are_served() -> None:
     assert not magnitudes.serves(get_format("float8_e4m3fn"), "stochastic")
 
 
-@pytest.mark.parametrize("fmt", SERVED, ids=lambda fmt: fmt.name)
+@each_of(SERVED)
 def test_codes_are_those_of_the_general_way(fmt: Format) -> None:
     bits = jnp.asarray(sized(edges(fmt), 4 * SIZE))
     for rounding, overflow in itertools.product(DETERMINISTIC, OVERFLOWS):
@@ -33,7 +33,7 @@ def test_codes_are_those_of_the_general_way(fmt: Format) -> None:
 
 
 @pytest.mark.parametrize("nan_code", [None, 3])
-@pytest.mark.parametrize("fmt", IN_PLACE, ids=lambda fmt: fmt.name)
+@each_of(IN_PLACE)
 def test_values_are_those_of_the_codes(fmt: Format, nan_code: int | None) -> None:
     bits = jnp.asarray(sized(edges(fmt), 4 * SIZE))
     for rounding, overflow in itertools.product(DETERMINISTIC, OVERFLOWS):

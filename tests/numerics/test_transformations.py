@@ -11,12 +11,12 @@ import pytest
 from lowprec.numerics import Format, decode, encode, pack, unpack
 from lowprec.numerics.codec import decode_bits
 from tests.helpers import (
-    FORMAT_NAMES,
     FORMATS,
     SIZE,
     STRICT,
     STRICT_SLOW,
     assert_bits_equal,
+    each_of,
     edges,
     encoded,
     floats,
@@ -32,7 +32,7 @@ SOME = tuple(
     if fmt.name in ("float8_e4m3fn", "float4_e2m1fn", "float8_e8m0fnu", "int8")
 )
 
-every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+every_format = each_of(FORMATS)
 some_formats = pytest.mark.parametrize("fmt", SOME, ids=[fmt.name for fmt in SOME])
 Outputs = tuple[jax.Array, ...]
 
