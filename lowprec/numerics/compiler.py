@@ -2,7 +2,7 @@
 
 
 def compiler_options() -> dict[str, bool | str]:
-    """Options for `jax.jit(function, compiler_options=lowprec.compiler_options())`.
+    """Options for a top-level `jax.jit(function, compiler_options=...)`.
 
     lowprec's own functions give the same bits with and without them, at about the same speed. They
     are for the arithmetic around: `x / s` stays a division rather than a product with 1 / s, and a

@@ -63,7 +63,9 @@ def _positive_values(fmt: Format) -> tuple[list[float], int]:
     first = 0 if fmt.zero == "none" else 1
     count = fmt.max_code - first + 1
     if fmt.bits <= ENUMERATED_BITS:
-        return [fmt.magnitude(code) for code in range(first, fmt.max_code + 1)], count
+        every = [fmt.magnitude(code) for code in range(first, fmt.max_code + 1)]
+        # What lies beyond a Python float's range is counted, and not drawn.
+        return [x for x in every if 0 < x < math.inf], count
     step = 1 << max(0, fmt.mantissa_bits - 4)
     codes = {1 << bit for bit in range(fmt.mantissa_bits)} | set(range(first, fmt.max_code, step))
     codes = {code for code in codes if first <= code < fmt.max_code} | {first, fmt.max_code}
@@ -84,7 +86,7 @@ def _marks(
 def _ticks(first: int, last: int, column: Callable[[float], int], width: int) -> tuple[str, str]:
     """The labels of as many powers of two as fit, evenly apart, and the axis they stand on."""
     plain = first >= -4 and last <= 13
-    for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128):
+    for step in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 256, 512, 1024):
         chosen = [power for power in range(first, last + 1) if power % step == 0]
         names = [_short(2.0**power) if plain else f"2^{power}" for power in chosen]
         places = [column(2.0**power) for power in chosen]

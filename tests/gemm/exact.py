@@ -51,6 +51,7 @@ def exact_operand(bits: Bits, target: Format | Block) -> ExactOperand:
     )
     spread = scales.repeat(rows, axis=0).repeat(columns, axis=1)[: bits.shape[0], : bits.shape[1]]
     tensor = ONE if q.tensor_scale is None else q.tensor_scale
+    assert isinstance(tensor, int), "recipes with a scale a row come later"
     return ExactOperand(elements.reshape(bits.shape), spread, tensor)
 
 

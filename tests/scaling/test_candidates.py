@@ -15,6 +15,8 @@ from lowprec.scaling.candidates import halvings, search_window
 from tests.helpers import assert_bits_equal
 from tests.scaling.helpers import changed
 
+pytestmark = pytest.mark.slow
+
 F32 = np.float32
 E4M3, E2M1 = ml_dtypes.float8_e4m3fn, ml_dtypes.float4_e2m1fn
 ELEMENT = {"mxfp4": E2M1, "mxfp8_e4m3": E4M3}

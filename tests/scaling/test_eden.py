@@ -12,6 +12,8 @@ import pytest
 from lowprec.scaling import Block, eden_oracle, get_block, quantize, transforms
 from tests.helpers import STRICT_SLOW, as_bits, assert_bits_equal, floats, random_words
 
+pytestmark = pytest.mark.slow
+
 BLOCK = get_block("nvfp4_ms_eden_weighted")
 RELEASED = get_block("nvfp4_ms_eden")
 ROWS, COLUMNS = 2, 256

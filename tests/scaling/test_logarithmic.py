@@ -20,6 +20,8 @@ from lowprec.scaling.logarithmic import _square
 from tests.helpers import STRICT_SLOW, UInts, as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import slow_if
 
+pytestmark = pytest.mark.slow
+
 LOGFMT8, LOGFMT10 = get_block("logfmt8_1x128"), get_block("logfmt10_1x128")
 SHAPE = (16, 128)
 

@@ -7,6 +7,8 @@ import pytest
 import lowprec as lp
 from lowprec.scaling import QTensor
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (2048, 1024)
 NAMES = ["fp8_1x128", "fp8_128x128", "fp8_tensor", "mxfp8_e4m3", "mxfp4_rceil", "nvfp4"]
 

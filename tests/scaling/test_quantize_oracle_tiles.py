@@ -9,6 +9,8 @@ from lowprec.scaling import Block
 from tests.helpers import UInts, random_words
 from tests.scaling.helpers import assert_exact, changed
 
+pytestmark = pytest.mark.slow
+
 
 def tensor(*shape: int) -> UInts:
     """Normal numbers of many sizes, with zeros, a subnormal, an Inf and a NaN among them."""

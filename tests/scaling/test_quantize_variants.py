@@ -24,6 +24,8 @@ from tests.scaling.test_quantize_sources import (
     tiles,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def fp8(x: Floats, codes: Any, scale: Any) -> Source:
     values = (codes.astype(F32) * scale).reshape(x.shape)

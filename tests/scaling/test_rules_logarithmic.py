@@ -11,6 +11,8 @@ from lowprec.scaling import get_block, oracle, quantize
 from tests.helpers import UInts, assert_bits_equal, floats
 from tests.scaling.helpers import changed
 
+pytestmark = pytest.mark.slow
+
 FACTORS = {"mxfp4": 12 / 7, "mxfp8_e4m3": 60 / 31, "mxint8": 2.0}
 MAX = {"mxfp4": 6.0, "mxfp8_e4m3": 448.0, "mxint8": 127 / 64}
 

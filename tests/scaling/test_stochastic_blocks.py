@@ -12,6 +12,8 @@ from lowprec.scaling import Block, QTensor, quantize
 from tests.helpers import as_bits
 from tests.scaling.helpers import changed
 
+pytestmark = pytest.mark.slow
+
 BITS = 4
 LADDER = [Fraction(x) for x in ("0", "1/2", "1", "3/2", "2", "3", "4", "6")]
 TILES = 24
