@@ -64,8 +64,8 @@ def steps(fmt: Format, rounding: Rounding, overflow: Overflow, *, negative: bool
     Example:
       >>> from lowprec.numerics import get_format
       >>> e2m1 = steps(get_format("e2m1"), "nearest_even", "saturate", negative=False)
-      >>> e2m1.first.astype(np.uint32).view(np.float32).tolist()
-      [0.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, nan]
+      >>> e2m1.first[:-1].astype(np.uint32).view(np.float32).round(4).tolist()
+      [0.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
     """
 
     def code(pattern: int) -> int:

@@ -13,6 +13,8 @@ import pytest
 import lowprec as lp
 from lowprec.numerics import oracle
 
+pytestmark = pytest.mark.slow
+
 ENTRIES = tomllib.loads((Path(__file__).parent / "disagreements.toml").read_text())["entry"]
 
 

@@ -14,6 +14,8 @@ from lowprec.numerics import Format, get_format
 from lowprec.numerics.codec import encode_bits
 from tests.helpers import as_bits, edges, floats, random_words, sized
 
+pytestmark = pytest.mark.slow
+
 gfloat = pytest.importorskip("gfloat", reason="needs the extra `peers`")
 formats = pytest.importorskip("gfloat.formats")
 

@@ -13,6 +13,8 @@ from lowprec.scaling import get_block
 from tests.helpers import as_bits, assert_bits_equal, edges, floats, random_words
 from tests.scaling.helpers import changed
 
+pytestmark = pytest.mark.slow
+
 torch: Any = pytest.importorskip("torch", reason="needs the extra `torch`")
 
 CASTS = (

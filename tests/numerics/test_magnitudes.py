@@ -10,6 +10,8 @@ from lowprec.numerics.codec import decode_bits, encode_bits, encode_number, roun
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, is_stochastic
 from tests.helpers import FORMATS, SIZE, assert_bits_equal, each_of, edges, floats, sized
 
+pytestmark = pytest.mark.slow
+
 DETERMINISTIC = [mode for mode in ROUNDINGS if not is_stochastic(mode)]
 SERVED = [fmt for fmt in FORMATS if magnitudes.serves(fmt, "nearest_even")]
 IN_PLACE = [fmt for fmt in SERVED if fmt.signed and fmt.encoding == "sign_magnitude"]

@@ -14,6 +14,8 @@ from lowprec.study.proof import DETERMINISTIC, exact_codes, exact_steps
 from lowprec.study.steps import INFINITY, first_pattern, steps, value
 from tests.helpers import FORMATS, edges, exactly_encoded, random_words, sized
 
+pytestmark = pytest.mark.slow
+
 WAYS = tuple(itertools.product(DETERMINISTIC, OVERFLOWS))
 TABLES = (
     Format(name="uneven_without_zero", table=(-1.5, -0.25, 0.5, 2.0)),

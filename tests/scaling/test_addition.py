@@ -5,10 +5,13 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lowprec.numerics import oracle
 from lowprec.scaling.addition import add, subtract, tree_sum
 from tests.helpers import NOT_FINITE, SIGN, SPECIALS, UInts, assert_bits_equal, random_words
+
+pytestmark = pytest.mark.slow
 
 ONE = 0x3F800000
 

@@ -20,6 +20,8 @@ from lowprec.scaling.codings import Affine
 from tests.helpers import STRICT, UInts, as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import slow_if, tensors
 
+pytestmark = pytest.mark.slow
+
 NAMES = [name for name in list_blocks() if get_block(name).coding == "affine"]
 TWINS = [name for name in NAMES if name.startswith(("int2", "int4_quarot_g"))]
 """Entries that differ from others in little: only the slow suite compiles them."""

@@ -14,6 +14,8 @@ from lowprec.scaling.qtensor import _dequantize
 from lowprec.scaling.quantize import _quantize as _compiled
 from tests.helpers import assert_bits_equal
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = ["fp8_1x128", "fp8_tensor", "mxfp8_e4m3", "mxfp4", "mxfp6_e2m3_rceil", "nvfp4", "mxint8"]
 # Untraced, so that they follow what a test has patched.
 _quantize, _back = (cast(Any, function).__wrapped__ for function in (_compiled, _dequantize))

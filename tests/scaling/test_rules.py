@@ -11,6 +11,8 @@ from lowprec.scaling import Block, QTensor, get_block, oracle, quantize
 from tests.helpers import UInts, as_bits, assert_bits_equal, floats
 from tests.scaling.helpers import MX_ELEMENTS, changed, slow_if
 
+pytestmark = pytest.mark.slow
+
 RULES = ("floor", "even", "ceil", "rceil")
 MAX_FINITE = 0x7F7FFFFF
 

@@ -16,6 +16,8 @@ from lowprec.scaling import get_block, quantize, transforms, transforms_oracle
 from lowprec.scaling.codings import Transform
 from tests.helpers import STRICT_SLOW, UInts, as_bits, assert_bits_equal, floats, random_words
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS = 6, 32
 SIGNS = np.where(np.random.default_rng(0).random(16) < 0.5, -1.0, 1.0)
 SMOOTHING = np.exp(np.random.default_rng(1).normal(size=COLUMNS)).astype(np.float32)

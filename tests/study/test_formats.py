@@ -12,6 +12,8 @@ from lowprec.study.format_config import Config, read_config
 from lowprec.study.formats import Measured, Samples
 from lowprec.study.matmul_bound import least_error
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Path(__file__).parents[2] / "experiments" / "formats.toml"
 NAMES = ("mxfp4", "mxfp4_ceil", "nvfp4", "nvfp4_ms_eden", "nvfp4_stochastic_guarded")
 
