@@ -22,7 +22,7 @@ from lowprec.scaling.tiles import amax_bits, spread
 _RANGE = 48
 _LOW, _HIGH = ((np.uint32(127 + side * _RANGE) << 23) for side in (-1, 1))
 # Smaller tensors take less time in the general way than a second way takes to compile.
-_WORTHWHILE = 1 << 19
+_WORTHWHILE = 1 << 21
 # In these modes a number below half of the smallest element is zero, as is one that was flushed.
 _MODES = ("nearest_even", "nearest_away", "nearest_toward_zero", "toward_zero")
 
