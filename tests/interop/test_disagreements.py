@@ -29,7 +29,7 @@ def by_ml_dtypes(x: np.ndarray, name: str) -> Any:
 
 def by_gfloat(x: np.ndarray, name: str) -> Any:
     gfloat = pytest.importorskip("gfloat", reason="needs the extra `peers`")
-    formats = pytest.importorskip("gfloat.formats")
+    formats = pytest.importorskip("gfloat.formats", reason="needs the extra `peers`")
     unsigned = gfloat.Signedness.Unsigned
     peer = {
         "float8_e8m0fnu": formats.format_info_ocp_e8m0,

@@ -17,7 +17,7 @@ from tests.helpers import as_bits, edges, floats, random_words, sized
 pytestmark = pytest.mark.slow
 
 gfloat = pytest.importorskip("gfloat", reason="needs the extra `peers`")
-formats = pytest.importorskip("gfloat.formats")
+formats = pytest.importorskip("gfloat.formats", reason="needs the extra `peers`")
 
 SIZE = 512
 MODES = {

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-pytest.importorskip("safetensors")
+pytest.importorskip("safetensors", reason="reads the checkpoint: the extra `report`")
 from safetensors.numpy import save_file
 
 from lowprec.models import checkpoint
