@@ -171,7 +171,14 @@ def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
 
 def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
     """uint32 codes to values of a float type, rounded once to nearest even."""
-    if np.dtype(dtype) != np.float64:
+    name = np.dtype(dtype).name
+    if name in ("bfloat16", "float16") and fmt.table is None and fmt.exponent_bits > 8:
+        # By way of float32, which does not hold all of its values, one would be rounded twice.
+        narrowed = encode_number(
+            decode_number(codes, fmt), get_format(name), "nearest_even", "nonsaturating"
+        )
+        return lax.bitcast_convert_type(narrowed, jnp.dtype(name))
+    if name != "float64":
         return narrow(decode_bits(codes, fmt), dtype)
     if not x64():
         raise TypeError(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowprec.numerics import Format, float32, oracle
+from lowprec.numerics import Format, decode, float32, get_format, oracle
 from lowprec.numerics.codec import encode_bits, encode_number, narrow
 from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, STOCHASTIC, is_stochastic
 from tests.helpers import (
@@ -160,3 +160,29 @@ def test_exponents_outside_float32(fmt: Format, rounding: str) -> None:
         for x in scaled
     ]
     assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_wide_formats_are_rounded_once(dtype: jax.typing.DTypeLike) -> None:
+    """Just above a tie among bfloat16's subnormals, where float32 has no room for the rest."""
+    fmt, name = get_format("e11m20"), np.dtype(dtype).name
+    halfway = 2.0**-134 if name == "bfloat16" else 2.0**-25
+    codes = np.array(
+        [
+            oracle.encode(x, fmt, rounding="nearest_even", overflow="saturate")
+            for x in (halfway * (1 + 2.0**-20), halfway, halfway * (1 - 2.0**-20), 1.0)
+        ],
+        fmt.code_dtype,
+    )
+    want = [
+        oracle.encode(
+            float(oracle.decode(int(code), fmt)),
+            name,
+            rounding="nearest_even",
+            overflow="nonsaturating",
+        )
+        for code in codes
+    ]
+    got = decode(jnp.asarray(codes), fmt, dtype=dtype)
+    assert want[0] == 1 and want[1] == 0
+    assert_bits_equal(got, np.array(want, np.uint16).view(dtype))
