@@ -94,7 +94,7 @@ def prove(
       roundings, overflows: the modes and policies to try; all in one sweep.
       encode: from float32 bits, a format, a mode and a policy to codes.
 
-    Example:
+    Example, which the tests of docstrings leave out since it sweeps all inputs:
       >>> from lowprec.numerics import get_format
       >>> proofs = prove(get_format("e2m1"), ["nearest_even"], ["saturate"])  # doctest: +SKIP
       >>> proofs[0].inputs, proofs[0].mismatches  # doctest: +SKIP
