@@ -179,12 +179,9 @@ def judge(tree: str, groups: list[list[str]], report: str) -> None:
     sys.path.insert(0, tree)
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=line"]
     for group in groups:
-        # A file that is slow as a whole is taken as a whole; of others the slow proofs are left out.
-        marked = (
-            "slow"
-            if "\npytestmark = pytest.mark.slow" in Path(group[0]).read_text()
-            else "not slow"
-        )
+        # A file that is slow as a whole is taken as a whole; others without their slow proofs.
+        whole = "\npytestmark = pytest.mark.slow" in Path(group[0]).read_text()
+        marked = "slow" if whole else "not slow"
         output = io.StringIO()
         with redirect_stdout(output), redirect_stderr(output):
             code = pytest.main([*options, "-m", marked, *group])
