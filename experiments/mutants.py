@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MUTATED = ("lowprec/numerics", "lowprec/scaling")
 Plan = tuple[list[list[str]], float]
 """Groups of tests, as arguments of pytest, and the seconds that they take unmutated."""
-COPIED = ("lowprec", "tests", "formats", "pyproject.toml")
+COPIED = ("lowprec", "tests", "formats", "experiments", "pyproject.toml")
 PRELOADED = ["jax", "jax.numpy", "ml_dtypes", "pytest"]
 PASSED, FAILED = 0, 77
 SMALL = "tests/properties/test_small_sample.py"
@@ -341,14 +341,15 @@ def check(path: Path, chosen: list[str], workers: int) -> dict[str, float]:
             group = queue.get()
             outcome, by, seconds = worker.run([group.split(" ", 2)], 600)
             print(f"unchanged  {seconds:5.1f} s  {group} {by}", flush=True)
-            usual[group] = round(seconds, 1)
             if outcome != "survived" or by:
                 failed.append(group)
+            else:
+                usual[group] = round(seconds, 1)
 
     in_copies(work, workers)
+    path.write_text(json.dumps(usual, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if failed:
         raise SystemExit(f"these tests fail without any mutation: {', '.join(failed)}")
-    path.write_text(json.dumps(usual, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return usual
 
 
