@@ -70,6 +70,7 @@ def main() -> None:
     results = FormatResults.from_rows(
         gaussian=gaussian,
         published=list(formats.published_rows(config, gaussian, samples)),
+        earlier=list(formats.earlier_rows(config, gaussian)),
         rounding=list(formats.rounding_rows(config, gaussian, measured, samples)),
         crest=points,
         crossings=list(crest_sweep.crossing_rows(config, points)),

@@ -22,7 +22,7 @@ from rich.table import Table
 from lowprec import catalogue
 from lowprec.gemm.recipe import get_recipe, list_recipes
 from lowprec.report import Results, write_report
-from lowprec.report.describe import KINDS, describe, find_entries
+from lowprec.report.describe import FAMILIES, KINDS, describe, find_entries
 from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
 from lowprec.study.compare import BASELINES, with_baselines
 
@@ -31,24 +31,24 @@ _FAILURES = (ValueError, TypeError, OSError, ImportError)
 
 @dataclass(frozen=True)
 class ListEntries:
-    """List the entries of one kind.
+    """List the entries of one kind, or count those of all.
 
     Example: lowprec list recipes
     """
 
-    kind: tyro.conf.Positional[Literal["formats", "blocks", "engines", "recipes"]]
-    """Which kind of entry."""
+    kind: tyro.conf.Positional[Literal["formats", "blocks", "engines", "recipes"] | None] = None
+    """Which kind of entry; without one, how many there are of each."""
 
 
 @dataclass(frozen=True)
 class Show:
     """Show an entry: parameters, derived figures, values and source.
 
-    Example: lowprec show nvfp4, lowprec show block nvfp4, lowprec show my_format.toml
+    Example: lowprec show nvfp4, lowprec show block:nvfp4, lowprec show my_format.toml
     """
 
     name: tyro.conf.Positional[tuple[str, ...]]
-    """[KIND] NAME: a name or a path to a TOML file; without a kind, all entries of that name."""
+    """[KIND] NAME or KIND:NAME: a name or a path to a TOML file; without a kind, all of a name."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +117,21 @@ def _one_line(error: BaseException) -> str:
 def _dispatch(command: Any, arguments: Sequence[str]) -> int:
     match command:
         case ListEntries(kind=kind):
-            folder = KINDS[kind.removesuffix("s")][0]
-            print("\n".join(catalogue.names(folder)))
+            print("\n".join(_listed(kind)))
         case Show(name=name):
             _show(name)
         case Compare():
             _compare(command, "lowprec " + shlex.join(arguments))
     return 0
+
+
+def _listed(kind: str | None) -> list[str]:
+    """The names of a kind, and how those of its families are spelt; or the kinds, counted."""
+    if kind is None:
+        return [f"{name}s  {len(catalogue.names(KINDS[name][0]))}" for name in KINDS]
+    name = kind.removesuffix("s")
+    spelt = [f"and by name: {', '.join(FAMILIES[name])}"] if name in FAMILIES else []
+    return [*catalogue.names(KINDS[name][0]), *spelt]
 
 
 def _show(words: tuple[str, ...]) -> None:

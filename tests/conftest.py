@@ -1,6 +1,9 @@
 """What holds for every test: strict JAX settings and a Hypothesis profile that repeats."""
 
+from typing import Any
+
 import jax
+import pytest
 from hypothesis import Phase, settings
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -17,3 +20,16 @@ settings.register_profile(
     phases=(Phase.explicit, Phase.generate),
 )
 settings.load_profile("lowprec")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Neighbouring tests on one worker, where the programs and fixtures they share are made once.
+
+    By default every second test goes to the other worker, which compiles everything again.
+    """
+    if config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)

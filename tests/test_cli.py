@@ -60,7 +60,53 @@ def mine(tmp_path: Path) -> Path:
 def test_list_prints_every_name(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["list", kind]) == 0
     folder, _ = KINDS[kind.removesuffix("s")]
-    assert tuple(capsys.readouterr().out.split()) == catalogue.names(folder)
+    listed = [line for line in capsys.readouterr().out.splitlines() if "and by name" not in line]
+    assert tuple(listed) == catalogue.names(folder)
+
+
+def test_list_counts_kinds_and_names_families(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["list"]) == 0
+    counted = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert counted["blocks"] == str(len(lp.list_blocks()))
+    assert list(counted) == ["formats", "blocks", "engines", "recipes"]
+    for kind, family in (("formats", "e<E>m<M>"), ("engines", "pairwise.<format>")):
+        assert run(["list", kind]) == 0
+        assert family in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("binary8p4", "format:binary8p4se"),
+        ("e8m13", "format:e8m13"),
+        ("block:nvfp4", "block:nvfp4"),
+        ("recipe:nvfp4", "recipe:nvfp4"),
+        ("sequential.float16.nearest_even", "engine:sequential.float16.nearest_even"),
+    ],
+)
+def test_show_finds_families_and_qualified_names(
+    name: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["show", name]) == 0
+    out = capsys.readouterr().out
+    others = [kind for kind in KINDS if f"{kind}:" in out and not shown.startswith(kind)]
+    assert out.splitlines()[0] == shown and not others
+    assert "source: the user's own file" not in out
+
+
+def test_show_says_why_a_family_has_no_such_member(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "binary8p20"]) == 1
+    assert "K from 3 to 15 and P from 1 to K" in capsys.readouterr().err
+
+
+def test_show_a_table_briefly(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "hif8"]) == 0
+    out = capsys.readouterr().out
+    assert "0.0, ..., -4.57763671875e-05 (256 values by code)" in out
+    assert "infinity" not in out and "encoding" not in out and "has_nan  true" in out
+    assert run(["show", "nvfp4_rht16"]) == 0
+    out = capsys.readouterr().out
+    assert "1 x 16" in out and "signs = 1, 1, 1, -1, 1" in out
 
 
 def test_show_tells_every_entry_of_a_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +143,8 @@ def test_show_a_users_file(mine: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_compare_writes_the_numbers_it_shows(dump: Path, mine: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
-    assert run(["compare", "--operands", str(dump), "--recipes", str(mine), "--out", str(out)]) == 0
+    arguments = ["compare", "--operands", str(dump), "--recipes", str(mine), "--out"]
+    assert run([*arguments, str(out)]) == 0
     with (out / "products.csv").open() as file:
         rows = {(row["recipe"], row["role"]): row for row in csv.DictReader(file)}
     assert {recipe for recipe, _ in rows} == {"recipe:float32", "recipe:bf16", "recipe:mine"}
@@ -116,8 +163,14 @@ def test_compare_writes_the_numbers_it_shows(dump: Path, mine: Path, tmp_path: P
     assert str(dump) in record.pop("command") and str(tmp_path) not in json.dumps(record)
     assert list(record["files"]) == ["dump.npz"]
     assert "<svg" in (out / "index.html").read_text()
+    # Again, the same bytes.
+    assert run([*arguments, str(tmp_path / "again")]) == 0
+    table = (out / "products.csv").read_bytes()
+    assert (tmp_path / "again" / "products.csv").read_bytes() == table
+    assert table.count(b"recipe:mine") == 3
 
 
+@pytest.mark.slow
 def test_compare_again_gives_the_same_bytes(dump: Path, tmp_path: Path) -> None:
     pages = []
     for name in ("first", "second"):

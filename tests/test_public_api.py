@@ -61,8 +61,6 @@ QUICK = ("decode", "pack", "unpack")
 STRICT_QUICK = ("encode", "quantize", "matmul")
 """Cases on which the others rest."""
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-
 
 def assert_trees_equal(got: Any, want: Any) -> None:
     left, right = jax.tree.leaves(got), jax.tree.leaves(want)
@@ -112,14 +110,31 @@ def test_lists_are_sorted_and_every_name_is_found(kind: str) -> None:
         assert getattr(lp, f"get_{kind}")(name).name == name
 
 
-@each_case
-def test_transformations_change_no_bit(case: Case) -> None:
-    want = eager(case)
-    batch = jnp.asarray(case.batch)
-    first = jax.tree.map(lambda leaf: leaf[0], want)
-    assert_trees_equal(jax.jit(case.call)(batch[0]), first)
-    assert_trees_equal(jax.vmap(case.call)(batch), want)
-    assert_trees_equal(jax.lax.scan(lambda _, x: (None, case.call(x)), None, batch)[1], want)
+# Of a batch: by members, at once, one after the other.
+TRANSFORMATIONS: dict[str, Callable[[Callable[[Any], Any], jax.Array], Any]] = {
+    "jit": lambda call, batch: jax.tree.map(lambda leaf: leaf[None], jax.jit(call)(batch[0])),
+    "vmap": lambda call, batch: jax.vmap(call)(batch),
+    "scan": lambda call, batch: jax.lax.scan(lambda _, x: (None, call(x)), None, batch)[1],
+}
+
+
+def transformed() -> list[Any]:
+    """Every case under every transformation, the fast tests' share of them a third."""
+    return [
+        pytest.param(
+            case, way, marks=[pytest.mark.slow] * ((i + j) % 3 != 2), id=f"{case.name}-{way}"
+        )
+        for i, case in enumerate(CASES)
+        for j, way in enumerate(TRANSFORMATIONS)
+    ]
+
+
+@pytest.mark.parametrize(("case", "way"), transformed())
+def test_transformations_change_no_bit(case: Case, way: str) -> None:
+    got = TRANSFORMATIONS[way](case.call, jnp.asarray(case.batch))
+    members = len(jax.tree.leaves(got)[0])
+    assert members == (1 if way == "jit" else len(case.batch))
+    assert_trees_equal(got, jax.tree.map(lambda leaf: leaf[:members], eager(case)))
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,9 @@ class Engine:
       group: how many products `grouped` sums exactly.
       outer, outer_rounding: of `chunked`, the format and rounding of the sum over chunks.
       fused_multiply: products are not rounded before they are added.
-      subnormals: of `sequential` and its like, `keep` them or `flush` operands, products and sums
-        below the register's smallest normal number to zero.
+      subnormals: of `sequential` and its like, `keep` them, or `flush` to zero operands below
+        2^-126, and products and sums that lie there after rounding to 24 bits. A register whose
+        numbers end above 2^-126 keeps its own subnormals either way.
       second_fraction_bits: of `two_step`, the bits kept where c joins.
       halves: of `two_step`, even and odd k are aligned and cut apart first.
       drop_accumulator_below: of `two_step`, c is dropped so many binades below the products.
@@ -195,6 +196,14 @@ class Engine:
         yield (
             lambda: kind == "chunked" and (length is None or self.outer is None),
             "accumulation = 'chunked' needs fused_length and outer",
+        )
+        plain = kind in ("sequential", "chunked", "tree", "compensated", "pairwise")
+        wide = self.register_format.mantissa_bits > 21
+        yield (
+            lambda: plain and wide and self.output_rounding != "nearest_even",
+            f"output_rounding = {self.output_rounding!r}: {self.register_format.name} accumulates "
+            f"to nearest_even only; a register of at most 21 mantissa bits, such as e8m21, as you "
+            f"like",
         )
         yield lambda: self.interleave < 1, f"interleave = {self.interleave}; at least 1"
 

@@ -23,8 +23,8 @@ def fields(name: str) -> dict[str, Any]:
     and rounded again. `chunked.<length>.<inner>.<outer>`: so over every <length> k from zero in the
     inner format, then the sums of chunks from c in the outer one (arXiv 1812.08011), to nearest
     even. `pairwise.<format>`: products rounded to the format, neighbours added level by level, then
-    c. Formats with 8 exponent bits or more flush subnormals, as float32 arithmetic does on most
-    machines; others keep them.
+    c. Formats with 8 exponent bits flush subnormals, as float32 arithmetic does on most machines:
+    operands below 2^-126, and what rounds to less in 24 bits; others keep them.
 
     Raises:
       ValueError: no family has such a member.
@@ -57,6 +57,8 @@ def fields(name: str) -> dict[str, Any]:
         return plain | {"accumulation": "tree"}
     if rest[1] not in ROUNDINGS:
         raise ValueError(f"{name!r}: the rounding is one of {', '.join(ROUNDINGS)}")
+    if register.name == "float32" and rest[1] != "nearest_even":
+        raise ValueError(f"{name!r}: float32 accumulates to nearest_even only; e8m21 as you like")
     return plain | {"accumulation": "sequential", "output_rounding": rest[1]}
 
 
@@ -65,9 +67,10 @@ def _register(name: str, fmt: str) -> Any:
         raise ValueError(f"{name!r}: no format is named {fmt!r}")
     found = get_format(fmt)
     plain = found.table is None and found.exponent_bits >= 2 and found.signed
-    if not plain or found.exponent_bits > 8 or found.infinity != "ieee":
+    plain = plain and found.infinity == "ieee" and found.exponent_bits <= 8
+    if not plain or (found.mantissa_bits > 21 and found.name != "float32"):
         raise ValueError(
-            f"{name!r}: {fmt} cannot accumulate; a signed format with 2 to 8 exponent bits and an "
-            f"Inf can, such as float16, bfloat16 or e6m9"
+            f"{name!r}: {fmt} cannot accumulate; a signed format with 2 to 8 exponent bits, at "
+            f"most 21 mantissa bits and an Inf can, such as float16, bfloat16 or e6m9, and float32"
         )
     return found

@@ -11,9 +11,10 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
-from lowprec.engines.matmul import check_shapes, product
+from lowprec.engines.matmul import check_shapes
 from lowprec.gemm.operand import Operand, prepare_operand
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
+from lowprec.gemm.summation import scale_product, sum_products
 from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
 from lowprec.numerics.format import Format, get_format
@@ -29,6 +30,7 @@ def gemm(
     role: Role = "fprop",
     engine: str | Engine | None = None,
     promote_every: int | None = None,
+    order: str | None = None,
     out_dtype: DTypeLike | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
@@ -46,6 +48,7 @@ def gemm(
       role: `fprop`, `dgrad` or `wgrad`: which of the recipe's operand pairs applies.
       engine: in place of the recipe's.
       promote_every: in place of the recipe's.
+      order: in place of the recipe's: `sequential`, `split_k.<parts>` or `stream_k.<workers>`.
       out_dtype: float32, bfloat16 or float16, in place of the recipe's output.
       key: a PRNG key for stochastic rounding; recipes without it draw nothing.
 
@@ -62,7 +65,7 @@ def gemm(
       Array([[128],
              [128]], dtype=bfloat16)
     """
-    chosen = _chosen(recipe, engine, promote_every, out_dtype)
+    chosen = _chosen(recipe, engine, promote_every, order, out_dtype)
     check_choice("role", role, ROLES)
     a, b = float_array("a", a), float_array("b", b)
     batch = check_shapes(a.shape, b.shape)
@@ -83,6 +86,7 @@ def _chosen(
     recipe: str | Recipe,
     engine: str | Engine | None,
     promote_every: int | None,
+    order: str | None,
     out_dtype: DTypeLike | None,
 ) -> Recipe:
     changes: dict[str, Any] = {}
@@ -90,6 +94,8 @@ def _chosen(
         changes["engine"] = get_engine(engine)
     if promote_every is not None:
         changes["promote_every"] = promote_every
+    if order is not None:
+        changes["order"] = order
     if out_dtype is not None:
         changes["output"] = get_format(np.dtype(out_dtype).name)
     return dataclasses.replace(get_recipe(recipe), **changes)
@@ -144,7 +150,7 @@ def _forward(
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
     left = _prepare(a, pair.a, place, -1, a_key)
     right = _prepare(b, pair.b, place, -2, b_key)
-    return multiply_operands(left, right, summation(recipe))
+    return multiply_operands(left, right, summation(recipe, role))
 
 
 @functools.partial(jax.jit, static_argnames=("target", "place", "axis"))
@@ -155,71 +161,59 @@ def _prepare(
 
 
 @functools.cache
-def summation(recipe: Recipe) -> Recipe:
-    """The recipe without its name and operands: what `multiply_operands` depends on."""
-    plain = OperandPair(a=get_format("float32"), b=get_format("float32"))
+def summation(recipe: Recipe, role: Role) -> Recipe:
+    """The recipe without its name, of its operands only the formats of what is multiplied.
+
+    That is what `multiply_operands` depends on; recipes that sum alike share its programs.
+    """
+    pair = getattr(recipe, role)
+    first, second = (_multiplied(recipe, x) for x in (pair.a, pair.b))
+    plain = OperandPair(a=first, b=second)
     return dataclasses.replace(recipe, name="", fprop=plain, dgrad=plain, wgrad=plain)
+
+
+def _multiplied(recipe: Recipe, target: Format | Block) -> Format:
+    """The format of an operand's values in the engine: float32 where nothing else matters."""
+    engine, anything = recipe.engine, get_format("float32")
+    scaled = isinstance(target, Block) and recipe.scales == "operands"
+    element = target.element if isinstance(target, Block) else target
+    if engine.accumulation == "native" or (scaled and not engine.inputs):
+        return anything
+    if not engine.inputs:
+        return element
+    names = ", ".join(x.name for x in engine.inputs)
+    if scaled:
+        raise ValueError(
+            f"engine {engine.name!r} takes {names}: recipe {recipe.name!r} multiplies elements "
+            f"by their scales first (scales = 'operands'), and then they are none of these"
+        )
+    if engine.scale_formats:
+        raise ValueError(
+            f"engine {engine.name!r} applies block scales itself, which `gemm` does not hand it "
+            f"yet; lp.matmul(..., a_scale=, b_scale=) does"
+        )
+    if element not in engine.inputs and not engine.truncate_operands:
+        raise ValueError(
+            f"engine {engine.name!r} takes {names}; recipe {recipe.name!r} multiplies "
+            f"{element.name}"
+        )
+    return engine.inputs[0] if engine.truncate_operands else element
 
 
 @functools.partial(jax.jit, static_argnames="recipe")
 def multiply_operands(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     """The product of prepared operands in the engine: promoted, scaled and rounded."""
-    if recipe.promote_every is None:
-        total = float32.to_bits(product(left.values, right.values, None, recipe.engine))
-        total = _scaled(total, left.scales, right.scales)
-    elif recipe.scales == "output":
-        total = _promoted(recipe, left._replace(scales=None), right._replace(scales=None))
-        total = _scaled(total, left.scales, right.scales)
+    if recipe.scales != "promotion" or recipe.promote_every is None:
+        # One scale for the whole sum, or none.
+        plain = left._replace(scales=None), right._replace(scales=None)
+        total = _scaled(sum_products(*plain, recipe), left.scales, right.scales)
     else:
-        total = _promoted(recipe, left, right)
+        total = sum_products(left, right, recipe)
     total = _scaled(total, left.tensor_scale, right.tensor_scale)
     return narrow(total, np.dtype(recipe.output.name))
 
 
 def _scaled(total: jax.Array, a: jax.Array | None, b: jax.Array | None) -> jax.Array:
     """fl(fl(sa * sb) * total) on float32 bits; scales (M, 1) or (1, 1), and (1, N) or (1, 1)."""
-    scale = _outer(a, b, total.shape)
+    scale = scale_product(a, b, total.shape)
     return total if scale is None else float32.multiply(scale, total)
-
-
-def _outer(a: jax.Array | None, b: jax.Array | None, shape: tuple[int, ...]) -> jax.Array | None:
-    given = [jnp.broadcast_to(x, shape) for x in (a, b) if x is not None]
-    if len(given) == 2:
-        return float32.multiply(*given)
-    return given[0] if given else None
-
-
-def _promoted(recipe: Recipe, left: Operand, right: Operand) -> jax.Array:
-    """Partial sums over `promote_every` elements of K each, added to a float32 total, as bits."""
-    every = recipe.promote_every
-    assert every is not None
-    (m, depth), n = left.values.shape, right.values.shape[1]
-    steps = -(-depth // every)
-    padded = steps * every - depth
-    a = jnp.pad(left.values, [(0, 0), (0, padded)]).reshape(m, steps, every).transpose(1, 0, 2)
-    b = jnp.pad(right.values, [(0, padded), (0, 0)]).reshape(steps, every, n)
-    a_scales = _per_step(None if left.scales is None else left.scales.T, every, steps)
-    b_scales = _per_step(right.scales, every, steps)
-
-    def step(total: jax.Array, chunk: Any) -> tuple[jax.Array, None]:
-        a_chunk, b_chunk, a_scale, b_scale = chunk
-        partial = float32.to_bits(product(a_chunk, b_chunk, None, recipe.engine))
-        rows = None if a_scale is None else a_scale[:, None]
-        columns = None if b_scale is None else b_scale[None, :]
-        scale = _outer(rows, columns, (m, n))
-        scale = jnp.full((m, n), float32.ONE) if scale is None else scale
-        if recipe.promotion == "fma":
-            return float32.fused_multiply_add(scale, partial, total), None
-        term = float32.multiply(scale, partial)
-        one = jnp.full((m, n), float32.ONE)
-        return float32.fused_multiply_add(one, term, total), None
-
-    start = jnp.zeros((m, n), jnp.uint32)
-    return lax.scan(step, start, (a, b, a_scales, b_scales))[0]
-
-
-def _per_step(scales: jax.Array | None, every: int, steps: int) -> jax.Array | None:
-    """Scales (K, rows), or (1, rows), as (steps, rows): a step lies within one tile."""
-    if scales is None:
-        return None
-    return jnp.repeat(scales, steps, axis=0) if scales.shape[0] == 1 else scales[::every]

@@ -13,7 +13,7 @@ from lowprec.scaling.block import Block, get_format_or_block
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 ROLES: tuple[Role, ...] = typing.get_args(Role)
-Promotion = Literal["fma", "multiply_add"]
+Promotion = Literal["fma", "multiply_add", "multiply_multiply_add"]
 ScalePlace = Literal["operands", "promotion", "output"]
 
 
@@ -41,7 +41,12 @@ class Recipe:
       promote_every: the sum over every so many k is added to a float32 total; None sums all of K in
         the engine.
       promotion: `fma`: total = fma(fl(sa * sb), partial, total); `multiply_add`:
-        total = fl(total + fl(fl(sa * sb) * partial)).
+        total = fl(total + fl(fl(sa * sb) * partial)); `multiply_multiply_add`:
+        total = fl(total + fl(fl(partial * sa) * sb)).
+      order: `sequential`: K ascending in one sum. `split_k.<parts>`: K in so many equal parts, each
+        summed from zero, and the sums added in float32, first to last. `stream_k.<workers>`: the
+        steps of all 128 x 128 tiles of the output, one tile after the other, are dealt to workers
+        in equal runs; where a run ends inside a tile, its sum is added as a part.
       scales: where the scales of tiles are applied: to the `operands` before the product, at each
         `promotion`, or to the `output` (for scales that span the contraction axis). Tensor scales
         multiply the output.
@@ -56,9 +61,11 @@ class Recipe:
     promote_every: int | None = None
     promotion: Promotion = "fma"
     scales: ScalePlace = "operands"
+    order: str = "sequential"
     output: Format
 
     def __post_init__(self) -> None:
+        split_of(self.order)
         if self.output.name not in ("float32", "bfloat16", "float16"):
             raise ValueError(
                 f"recipe {self.name!r}: output must be float32, bfloat16 or float16, "
@@ -95,6 +102,23 @@ class Recipe:
         """Whether any operand is rounded stochastically, which takes a `key`."""
         operands = [getattr(getattr(self, role), side) for role in ROLES for side in ("a", "b")]
         return any(isinstance(x, Block) and is_stochastic(x.rounding) for x in operands)
+
+
+def split_of(order: str) -> tuple[str, int]:
+    """An order's kind, and into how many parts it cuts.
+
+    Raises:
+      ValueError: there is no such order.
+    """
+    kind, _, count = order.partition(".")
+    if order == "sequential":
+        return order, 1
+    if kind not in ("split_k", "stream_k") or not count.isdigit() or int(count) < 1:
+        raise ValueError(
+            f"order = {order!r}; use sequential, split_k.<parts> or stream_k.<workers>, such as "
+            f"split_k.4"
+        )
+    return kind, int(count)
 
 
 def operand_bits(operand: Format | Block) -> float:

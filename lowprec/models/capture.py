@@ -82,7 +82,9 @@ def capture(
 
     >>> import jax
     >>> from lowprec.models.parameters import init
-    >>> config = TransformerConfig(layers=1, width=32, hidden=64)
+    >>> config = TransformerConfig(
+    ...     vocabulary=32, layers=1, width=32, heads=2, kv_heads=2, head_dim=16, hidden=32
+    ... )
     >>> params = init(jax.random.key(0), config)
     >>> [layer.layer for layer in capture(params, jnp.arange(8)[None], config)][-2:]
     ['layers.0.mlp.down', 'head']
@@ -122,10 +124,12 @@ def capture_key_values(
 
     >>> import jax
     >>> from lowprec.models.parameters import init
-    >>> config = TransformerConfig(layers=1, width=32, hidden=64)
+    >>> config = TransformerConfig(
+    ...     vocabulary=32, layers=1, width=32, heads=2, kv_heads=2, head_dim=16, hidden=32
+    ... )
     >>> params = init(jax.random.key(0), config)
     >>> capture_key_values(params, jnp.arange(8), config)[0].k.shape
-    (2, 8, 64)
+    (2, 8, 16)
     """
     if tokens.ndim != 1:
         raise ValueError(f"`tokens` must be one sequence (tokens,), got the shape {tokens.shape}")

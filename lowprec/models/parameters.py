@@ -99,8 +99,11 @@ def init(key: jax.Array, config: TransformerConfig) -> dict[str, Any]:
     Weights have the standard deviation `in ** -0.5`; those that write into the residual stream
     (`o`, `down`) are divided by `sqrt(2 * layers)`, so that the stream does not grow with depth.
 
-    >>> init(jax.random.key(0), TransformerConfig(layers=2))["head"].shape
-    (256, 256)
+    >>> config = TransformerConfig(
+    ...     vocabulary=32, layers=1, width=32, heads=2, kv_heads=2, head_dim=16, hidden=32
+    ... )
+    >>> init(jax.random.key(0), config)["head"].shape
+    (32, 32)
     """
     shapes, structure = jax.tree.flatten_with_path(
         parameter_shapes(config), is_leaf=lambda node: isinstance(node, tuple)

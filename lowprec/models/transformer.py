@@ -158,9 +158,12 @@ def forward(
       ValueError: tokens are not (batch, tokens), or there are more of them than `config.context`.
 
     >>> from lowprec.models.parameters import init
-    >>> config = TransformerConfig(layers=2, width=32, hidden=64)
-    >>> forward(init(jax.random.key(0), config), jnp.zeros((1, 8), jnp.uint8), config).shape
-    (1, 8, 256)
+    >>> config = TransformerConfig(
+    ...     vocabulary=32, layers=1, width=32, heads=2, kv_heads=2, head_dim=16, hidden=32
+    ... )
+    >>> compiled = jax.jit(forward, static_argnames="config")
+    >>> compiled(init(jax.random.key(0), config), jnp.zeros((1, 8), jnp.uint8), config).shape
+    (1, 8, 32)
     """
     check_tokens(tokens, config)
     product = bfloat16_linear if linear is None else linear

@@ -22,13 +22,13 @@ def float_array(argument: str, x: ArrayLike, *, float64: bool = False) -> jax.Ar
     """`x` as a JAX array; TypeError unless it is float32, bfloat16 or float16.
 
     float64 passes where it may and JAX keeps it: without x64 it would be rounded twice, unseen.
+    A Python number or list has no type: it is float64 where that passes, else rounded to float32.
     """
     given = getattr(x, "dtype", None)
     if given is None:
         x = given_array = np.asarray(x)
-        # A Python list or number has no type of its own: it becomes JAX's default float.
         if np.issubdtype(given_array.dtype, np.floating):
-            return jnp.asarray(given_array, jnp.float32)
+            return jnp.asarray(given_array, jnp.float64 if float64 and x64() else jnp.float32)
         given = given_array.dtype
     name = np.dtype(given).name
     if name == "float64" and float64 and x64():
@@ -69,7 +69,7 @@ def check_random(
     if words.shape != shape:
         raise ValueError(f"`random_bits` has shape {words.shape}; x has shape {shape}")
     width = words.dtype.itemsize * 8
-    count = width if random_bit_count is None else random_bit_count
+    count = min(width, 32) if random_bit_count is None else random_bit_count
     if not 1 <= count <= min(width, 32):
         raise ValueError(f"`random_bit_count` = {count}; use 1 to {min(width, 32)} ({words.dtype})")
     return words.astype(jnp.uint32) & np.uint32((1 << count) - 1), count

@@ -41,7 +41,8 @@ def encode(
     zero; a format without zero maps what lies below its smallest value to that value.
 
     Args:
-      x: float32, bfloat16 or float16, any shape; float64 too where JAX has x64 switched on.
+      x: float32, bfloat16 or float16, any shape; float64 too where JAX has x64 switched on. Python
+        numbers and lists are float64 there; elsewhere they are rounded to float32 first.
       fmt: a format by name, path or value.
       rounding: see `lowprec.numerics.rounding.Rounding`.
       overflow: see `lowprec.numerics.rounding.Overflow`.
@@ -103,11 +104,11 @@ def _checked(
 
 
 def decode(codes: ArrayLike, fmt: str | Format, *, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """The values of codes, exact in float32; a narrower `dtype` is rounded to nearest even.
+    """The values of codes, exact in float32; in a narrower `dtype` rounded once, to nearest even.
 
     NaN codes give a quiet NaN, Inf codes Inf, subnormals their exact value. Bits above the format's
-    are ignored. Of a format whose exponents go beyond float32's (an exponent field above 8 bits),
-    values are rounded to float32: to Inf above its range.
+    are ignored. Of a format whose values go beyond float32's range (an exponent field above 8 bits,
+    or a bias far from its middle), those are rounded to float32: to Inf above its range.
 
     Args:
       codes: unsigned integers of any shape.
@@ -172,7 +173,7 @@ def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
 def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
     """uint32 codes to values of a float type, rounded once to nearest even."""
     name = np.dtype(dtype).name
-    if name in ("bfloat16", "float16") and fmt.table is None and fmt.exponent_bits > 8:
+    if name in ("bfloat16", "float16") and not _within_float32(fmt):
         # By way of float32, which does not hold all of its values, one would be rounded twice.
         narrowed = encode_number(
             decode_number(codes, fmt), get_format(name), "nearest_even", "nonsaturating"
@@ -186,6 +187,14 @@ def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
             "holds every value of a format with at most 8 exponent bits"
         )
     return lax.bitcast_convert_type(float64.pack(decode_number(codes, fmt)), jnp.float64)
+
+
+def _within_float32(fmt: Format) -> bool:
+    """Whether float32 holds every value of a format."""
+    if fmt.table is not None:
+        return True
+    lowest_bit = fmt.min_exponent - fmt.mantissa_bits
+    return lowest_bit >= -149 and max(fmt.max, -fmt.min) <= float(np.finfo(np.float32).max)
 
 
 def to_bits(x: jax.Array) -> jax.Array:
@@ -329,14 +338,14 @@ def _round(
     # Among normal numbers the significand's hidden bit is what carries into the exponent field.
     lead = jnp.clip(above, 0, 1 << fmt.exponent_bits).astype(jnp.uint32) << fmt.mantissa_bits
     code = lead + kept.astype(jnp.uint32) - hidden
-    up = _goes_away(x.sign, code, rest, near, shift, rounding, words, word_bits)
+    up = goes_away(x.sign, code, rest, near, shift, rounding, words, word_bits)
     code = code + up.astype(jnp.uint32)
     if fmt.subnormals:
         return code
     return jnp.where((above < 0) | (x.significand == 0), 0, code)
 
 
-def _goes_away(
+def goes_away(
     sign: jax.Array,
     code: jax.Array,
     rest: jax.Array,

@@ -18,7 +18,13 @@ def magnitude_code(codes: jax.Array, fmt: Format) -> jax.Array:
 
 
 def at_limit(codes: jax.Array, fmt: Format) -> jax.Array:
-    """Whether codes stand for the format's largest or lowest finite value, or for none."""
+    """Whether codes stand for a signed format's largest or lowest value, or for no finite one.
+
+    Of an unsigned format the lowest, 0, is no limit.
+    """
+    if fmt.table is None and fmt.encoding == "twos_complement":
+        codes = codes.astype(jnp.uint32) & np.uint32(fmt.code_mask)
+        return (codes == np.uint32(fmt.max_code)) | (codes == np.uint32(fmt.min_code))
     if fmt.table is None:
         return magnitude_code(codes, fmt) >= np.uint32(fmt.max_code)
     limits = [not fmt.min < x < fmt.max for x in fmt.table]

@@ -9,6 +9,8 @@ from typing import Any
 
 from lowprec import catalogue
 
+SPELLINGS = ("binary<K>p<P>{s,u}{e,f}", "e<E>m<M>")
+"""How members are spelt; see `fields`."""
 _P3109 = re.compile(r"binary(\d+)p(\d+)(?:([su])([ef]))?")
 _IEEE = re.compile(r"e(\d+)m(\d+)")
 

@@ -169,8 +169,8 @@ def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
     """The float32 product of two bit patterns, as bits; NaN is 0x7FC00000."""
     sign = (a ^ b) & SIGN
     (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
-    high, low = _product(a_significand, b_significand)
-    exponent, significand = _normalise(a_exponent + b_exponent + 17, high, low)
+    high, low = product(a_significand, b_significand)
+    exponent, significand = normalise(a_exponent + b_exponent + 17, high, low)
     finite = pack(sign, exponent, significand)
     a_size, b_size = a & MAGNITUDE, b & MAGNITUDE
     infinite = (a_size == INFINITY) | (b_size == INFINITY)
@@ -224,17 +224,17 @@ def fused_multiply_add(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
     product_sign, c_sign = (a ^ b) & SIGN, c & SIGN
     (_, a_exponent, a_significand), (_, b_exponent, b_significand) = unpack(a), unpack(b)
     _, c_exponent, c_significand = unpack(c)
-    high, low = _product(a_significand, b_significand)
+    high, low = product(a_significand, b_significand)
     # Both summands as 64-bit integers in units of 2^(exponent - 61): two bits of headroom.
     p_exponent = jnp.where((high | low) == 0, -1000, a_exponent + b_exponent)
     c_exponent = jnp.where(c_significand == 0, -1000, c_exponent)
     p_high, p_low = (high << 15) | (low >> 17), low << 15
     c_high, c_low = c_significand << 6, jnp.zeros_like(c_significand)
     exponent = jnp.maximum(p_exponent, c_exponent)
-    p_high, p_low = _shift_right_jam(p_high, p_low, exponent - p_exponent)
-    c_high, c_low = _shift_right_jam(c_high, c_low, exponent - c_exponent)
-    sign, high, low = _add_signed((product_sign, p_high, p_low), (c_sign, c_high, c_low))
-    exponent, significand = _normalise(exponent + 2, high, low)
+    p_high, p_low = shift_right_jam(p_high, p_low, exponent - p_exponent)
+    c_high, c_low = shift_right_jam(c_high, c_low, exponent - c_exponent)
+    sign, high, low = add_signed((product_sign, p_high, p_low), (c_sign, c_high, c_low))
+    exponent, significand = normalise(exponent + 2, high, low)
     nothing = (high | low) == 0
     finite = jnp.where(nothing, product_sign & c_sign, pack(sign, exponent, significand))
     return _fma_specials(a, b, c, finite)
@@ -252,21 +252,21 @@ def _fma_specials(a: jax.Array, b: jax.Array, c: jax.Array, finite: jax.Array) -
     return jnp.where(invalid | (infinite_product & opposed), QUIET_NAN, result)
 
 
-def _product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+def product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The 48-bit product of 24-bit integers as a high and a low uint32."""
     a_top, a_rest, b_top, b_rest = a >> 12, a & 0xFFF, b >> 12, b & 0xFFF
     top, middle, low = a_top * b_top, a_top * b_rest + a_rest * b_top, a_rest * b_rest
-    high, low = _add_carry(middle >> 20, low, middle << 12)
-    return _add_carry(high + (top >> 8), low, top << 24)
+    high, low = add_carry(middle >> 20, low, middle << 12)
+    return add_carry(high + (top >> 8), low, top << 24)
 
 
-def _add_carry(high: jax.Array, low: jax.Array, more: jax.Array) -> tuple[jax.Array, jax.Array]:
+def add_carry(high: jax.Array, low: jax.Array, more: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Adds `more` to the low half of a 64-bit integer."""
     total = low + more
     return high + (total < low).astype(jnp.uint32), total
 
 
-def _normalise(exponent: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+def normalise(exponent: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A 64-bit integer, worth 2^(exponent - 63) a unit, as exponent and 32-bit significand."""
     in_low = high == 0
     high, low = jnp.where(in_low, low, high), jnp.where(in_low, 0, low)
@@ -278,7 +278,7 @@ def _normalise(exponent: jax.Array, high: jax.Array, low: jax.Array) -> tuple[ja
     return exponent - zeros.astype(jnp.int32), significand | (lost != 0).astype(jnp.uint32)
 
 
-def _shift_right_jam(
+def shift_right_jam(
     high: jax.Array, low: jax.Array, distance: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """A 64-bit right shift whose last bit remembers whether a one was lost."""
@@ -292,7 +292,7 @@ def _shift_right_jam(
     return first >> near, (second >> near) | into | sticky.astype(jnp.uint32)
 
 
-def _add_signed(a: Parts, b: Parts) -> Parts:
+def add_signed(a: Parts, b: Parts) -> Parts:
     """Adds two sign-magnitude 64-bit integers of 62 bits at most."""
     (a_sign, a_high, a_low), (b_sign, b_high, b_low) = a, b
     smaller = (a_high < b_high) | ((a_high == b_high) & (a_low < b_low))

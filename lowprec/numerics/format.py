@@ -8,7 +8,7 @@ rules out in exact arithmetic.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, cast
 
 import ml_dtypes
@@ -97,17 +97,31 @@ class Format:
     overflow_value: float | None = None
 
     def __post_init__(self) -> None:
+        if self.table is not None:
+            object.__setattr__(self, "table", _floats(self.name, self.table))
         for rule, message in self._table_rules() if self.table else self._field_rules():
             if not rule():
                 raise ValueError(f"format {self.name!r}: {message} (got {self!r})")
         if self.table:
             # One NaN object, so that equal tables are equal and hash alike.
-            values = tuple(math.nan if math.isnan(x) else float(x) for x in self.table)
+            values = tuple(math.nan if math.isnan(x) else x for x in self.table)
             object.__setattr__(self, "table", values)
             object.__setattr__(self, "signed", any(x < 0 for x in values))
             zeros = {math.copysign(1, x) for x in values if x == 0}
             zero = "signed" if -1.0 in zeros else "unsigned" if zeros else "none"
             object.__setattr__(self, "zero", zero)
+
+    @functools.cached_property
+    def _identity(self) -> tuple[Any, ...]:
+        """The fields, a table by its bits: those of -0 are not those of 0, to which it is equal."""
+        given = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return tuple(np.array(x).tobytes() if isinstance(x, tuple) else x for x in given)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Format) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def __repr__(self) -> str:
         """What differs from the defaults; a long table by its length."""
@@ -127,8 +141,12 @@ class Format:
         yield lambda: None not in fields, "needs exponent_bits, mantissa_bits and bias, or a table"
         yield lambda: 0 <= self.exponent_bits <= 15, "exponent_bits must be from 0 to 15"
         yield lambda: 0 <= self.mantissa_bits <= 23, "mantissa_bits must be from 0 to 23"
-        yield lambda: 1 <= self.magnitude_bits, "a format needs an exponent or a mantissa field"
-        yield lambda: self.bits <= 32, "a format has at most 32 bits"
+        sign_alone = self.encoding == "twos_complement" and not self.narrow_range
+        yield (
+            lambda: self.magnitude_bits or sign_alone,
+            "a format needs an exponent or a mantissa field",
+        )
+        yield lambda: self.magnitude_bits <= 31, "a format has at most 31 bits beside the sign"
         yield lambda: abs(self.bias) <= 1 << 15, "bias must be from -32768 to 32768"
         if self.infinity != "none":
             yield (
@@ -140,7 +158,10 @@ class Format:
             ("infinity and nan are 'ieee' together or not at all"),
         )
         yield lambda: self.nan != "ieee" or self.mantissa_bits, "nan = 'ieee' needs mantissa bits"
-        yield lambda: self.max_code > 0, "no code is left for a finite value above zero"
+        yield (
+            lambda: self.max_code > 0 or (sign_alone and not self.magnitude_bits),
+            "no code is left for a finite value above zero",
+        )
         yield (
             lambda: self.nan != "negative_zero" or (self.signed and self.zero == "unsigned"),
             "nan = 'negative_zero' needs signed = true and zero = 'unsigned'",
@@ -258,6 +279,15 @@ class Format:
         return top - (self.nan == "all_ones") - (self.infinity == "last")
 
     @property
+    def min_code(self) -> int:
+        """Code of the lowest finite number."""
+        if self.table is not None:
+            return self.table.index(self.min)
+        if self.encoding == "twos_complement":
+            return self.sign_mask + self.narrow_range
+        return self.sign_mask | self.max_code if self.signed else 0
+
+    @property
     def infinity_code(self) -> int | None:
         """Code of +Inf."""
         if self.table is not None:
@@ -314,9 +344,13 @@ class Format:
 
     @property
     def dtype(self) -> np.dtype | None:
-        """The ml_dtypes or NumPy type of the same name."""
+        """The ml_dtypes or NumPy type of the same name and the same fields."""
         scalar = getattr(ml_dtypes, self.name, None) or getattr(np, self.name, None)
-        return np.dtype(scalar) if isinstance(scalar, type) else None
+        if not isinstance(scalar, type) or self.table is not None:
+            return None
+        found = np.dtype(scalar)
+        own = (self.bits, self.min, self.max, self.min_subnormal, self.mantissa_bits)
+        return found if _figures(found, integer=not self.exponent_bits) == own else None
 
     @property
     def code_dtype(self) -> np.dtype:
@@ -361,6 +395,31 @@ class Format:
     def values(self) -> np.ndarray | None:
         """The values by code, float64 of shape (2^bits,), for formats of 16 bits or fewer."""
         return _values(self) if self.bits <= 16 else None
+
+
+def _floats(name: str, table: Iterable[Any]) -> tuple[float, ...]:
+    """A table given as any sequence of numbers, a NumPy array included, as floats."""
+    try:
+        return tuple(float(x) for x in table)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"format {name!r}: `table` must be a sequence of numbers, got {table!r}"
+        ) from error
+
+
+def _figures(dtype: np.dtype, *, integer: bool) -> tuple[float | None, ...] | None:
+    """Bits, lowest and largest value, smallest subnormal and mantissa bits of a NumPy type."""
+    try:
+        if integer:
+            whole = ml_dtypes.iinfo(dtype)
+            mantissa = whole.bits - (whole.min < 0)
+            step = 1.0 if mantissa else None
+            return whole.bits, float(whole.min), float(whole.max), step, mantissa
+        found = ml_dtypes.finfo(dtype)
+    except ValueError:
+        return None
+    least = float(found.smallest_subnormal) if found.nmant else None
+    return found.bits, float(found.min), float(found.max), least, found.nmant
 
 
 @functools.cache

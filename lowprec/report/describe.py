@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from lowprec import catalogue
+from lowprec.engines import families as engine_families
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.gemm.recipe import ROLES, Recipe, get_recipe, operand_bits
 from lowprec.numerics import families
-from lowprec.numerics.format import Format, aliases, get_format
+from lowprec.numerics.format import Format, get_format, names_format
 from lowprec.report.terminal import number_line
 from lowprec.scaling.block import Block, get_block
 
@@ -23,29 +24,49 @@ KINDS: dict[str, tuple[catalogue.Kind, Any]] = {
 }
 """What a person calls each kind: its folder, and the function that finds an entry."""
 
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "format": families.SPELLINGS,
+    "engine": (
+        "sequential.<format>.<rounding>",
+        "chunked.<length>.<inner>.<outer>",
+        "pairwise.<format>",
+    ),
+}
+"""How the entries are spelt that are found by name alone, by kind."""
+
 TABLE_BITS = 8
 _COLUMNS = 8
+_LONGEST_TABLE = 16
 
 
 def find_entries(name: str, kind: str | None = None) -> list[tuple[str, Entry]]:
     """All entries of that name, or of that TOML file, as (kind, value).
 
+    A qualified name, `recipe:nvfp4`, is of its kind alone.
+
     Raises:
       ValueError: nothing has that name; near matches of every kind are listed.
     """
+    qualifier, _, rest = name.partition(":")
+    if rest and qualifier in KINDS and kind in (None, qualifier):
+        kind, name = qualifier, rest
     if kind is not None:
         return [(kind, KINDS[kind][1](name))]
     if catalogue.is_path(name):
         return [_from_file(name)]
-    found = [
-        (kind, find(name))
-        for kind, (folder, find) in KINDS.items()
-        if name in catalogue.names(folder) or (kind == "format" and name.lower() in aliases())
-    ]
+    found = [(kind, find(name)) for kind, (_, find) in KINDS.items() if _names(kind, name)]
     if not found:
         known = {entry for folder, _ in KINDS.values() for entry in catalogue.names(folder)}
         raise ValueError(catalogue.unknown("entry", name, sorted(known)))
     return found
+
+
+def _names(kind: str, name: str) -> bool:
+    """Whether an entry of the kind is called so: in the catalogue, by an alias or in a family."""
+    if kind == "format":
+        return names_format(name)
+    spelt = kind == "engine" and engine_families.matches(name)
+    return spelt or name in catalogue.names(KINDS[kind][0])
 
 
 def _from_file(path: str) -> tuple[str, Entry]:
@@ -70,7 +91,15 @@ def _declared(value: Entry) -> dict[str, str]:
     shown = {}
     for field in dataclasses.fields(value):
         content = getattr(value, field.name)
-        if field.name != "name" and content is not None:
+        if field.name == "name" or content is None or content == ():
+            continue
+        if field.name == "tile":
+            shown[field.name] = " x ".join(map(str, content))
+        elif isinstance(value, Format) and value.table is not None:
+            # The other fields are of formats that are no table.
+            if field.name in ("table", "overflow_value", "signed", "zero"):
+                shown[field.name] = _text(content)
+        else:
             shown[field.name] = _text(content)
     return shown
 
@@ -82,7 +111,10 @@ def _text(content: Any) -> str:
         members = dataclasses.fields(content)
         return ", ".join(f"{x.name} = {_text(getattr(content, x.name))}" for x in members)
     if isinstance(content, tuple):
-        return " x ".join(str(item) for item in content)
+        items = [_text(item) for item in content]
+        if len(items) > _LONGEST_TABLE:
+            return f"{items[0]}, ..., {items[-1]} ({len(items)} values by code)"
+        return ", ".join(items)
     return str(content).lower() if isinstance(content, bool) else str(content)
 
 
@@ -117,13 +149,14 @@ def _table(title: str, rows: dict[str, str]) -> list[str]:
 
 
 def _value_table(fmt: Format) -> list[str]:
-    """Values by code, of the codes without a sign bit, in rows of eight."""
+    """Values by code, in rows of eight; of sign and magnitude those without the sign bit."""
     values = fmt.values
     assert values is not None
-    half = fmt.sign_mask or len(values)
+    half = (fmt.encoding == "sign_magnitude" and fmt.sign_mask) or len(values)
     digits = -(-fmt.bits // 4)
     cells = [f"{np.format_float_positional(v, trim='-', precision=7)}" for v in values[:half]]
-    if fmt.max > 1e6 or (fmt.min_normal or 1) < 1e-6:
+    least = fmt.min_normal or min((x for x in values if x > 0), default=1.0)
+    if fmt.max > 1e6 or least < 1e-6:
         cells = [f"{v:g}" for v in values[:half]]
     width = max(len(cell) for cell in cells)
     rows = [
@@ -137,6 +170,8 @@ def _value_table(fmt: Format) -> list[str]:
 
 def _citation(kind: catalogue.Kind, name: str) -> list[str]:
     entry = families.entry_name(name) if kind == "elements" else name
+    if kind == "engines" and name not in catalogue.names(kind) and engine_families.matches(name):
+        return ["", "source: its name, which spells out its parameters"]
     if entry == name and name not in catalogue.names(kind):
         return ["", "source: the user's own file"]
     cited = catalogue.lookup(kind, entry).citation

@@ -12,6 +12,7 @@ from lowprec.study.format_rows import (
     BoundRow,
     CrestRow,
     CrossingRow,
+    EarlierRow,
     GaussianRow,
     PublishedRow,
     RoundingRow,
@@ -21,6 +22,7 @@ from lowprec.study.format_rows import (
 ROWS: dict[str, type] = {
     "gaussian": GaussianRow,
     "published": PublishedRow,
+    "earlier": EarlierRow,
     "rules": RuleRow,
     "rounding": RoundingRow,
     "crest": CrestRow,
@@ -47,6 +49,7 @@ class FormatResults:
 
     gaussian: pl.DataFrame
     published: pl.DataFrame
+    earlier: pl.DataFrame
     rules: pl.DataFrame
     rounding: pl.DataFrame
     crest: pl.DataFrame

@@ -37,6 +37,8 @@ def number_line(fmt: Format, width: int = 72) -> str:
     if width < 24:
         raise ValueError(f"`width` = {width}; a number line needs at least 24 columns")
     values, count = _positive_values(fmt)
+    if not values:
+        return f"{fmt.name}: no positive values"
     low, high = math.log2(values[0]), math.log2(values[-1])
     # Half an octave of room where there is but one value.
     unit = (width - 1 - 2) / max(high - low, 0.5)

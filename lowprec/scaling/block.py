@@ -7,7 +7,14 @@ from typing import Literal
 
 from lowprec import catalogue
 from lowprec.numerics.format import Format, aliases, get_format, list_formats, names_format
-from lowprec.numerics.rounding import OVERFLOWS, ROUNDINGS, Overflow, Rounding, check_choice
+from lowprec.numerics.rounding import (
+    OVERFLOWS,
+    ROUNDINGS,
+    Overflow,
+    Rounding,
+    check_choice,
+    is_stochastic,
+)
 from lowprec.scaling.codings import Affine, Eden, Logarithmic, Transform
 
 TileSize = int | Literal["all"]
@@ -130,6 +137,7 @@ class Block:
                     f"use lowprec.get_format"
                 )
         check_choice("rounding", self.rounding, ROUNDINGS)
+        check_choice("scale_rounding", self.scale_rounding, ROUNDINGS)
         check_choice("overflow", self.overflow, OVERFLOWS)
         for holds, message in self._coding_rules():
             if not holds:
@@ -174,8 +182,13 @@ class Block:
                 "scale_rounding is for scales with mantissa bits: a rule rounds powers of two",
             ),
             (
-                self.scale_rounding not in ("stochastic", "to_odd"),
-                "scale_rounding = 'stochastic' or 'to_odd' is not for scales",
+                self.scale_rounding != "to_odd" and not is_stochastic(self.scale_rounding),
+                f"scale_rounding = {self.scale_rounding!r} is not for scales: use a nearest or a "
+                f"directed mode",
+            ),
+            (
+                self.element.max > 0,
+                f"the element {self.element.name} has no positive value to scale to",
             ),
             (
                 (self.tensor_scale == "none") == (not arithmetic.startswith("two_level")),
@@ -264,6 +277,18 @@ class Block:
             (
                 self.logarithmic is None or 6 <= self.element.bits <= 16,
                 "logarithmic codes have from 6 to 16 bits",
+            ),
+            (
+                self.logarithmic is None
+                or (self.element.signed and self.element.encoding == "sign_magnitude"),
+                f"logarithmic codes are a sign and a magnitude, and those of {self.element.name} "
+                f"are not",
+            ),
+            (
+                self.affine is None
+                or (not self.element.signed and self.element.max == self.element.code_mask),
+                f"affine codes are unsigned integers from 0 up, such as uint4, and those of "
+                f"{self.element.name} are not",
             ),
             (
                 self.affine is None or not self.affine.add_half or self.rounding == "toward_zero",

@@ -1,5 +1,6 @@
 """There and back: what a tensor becomes in a number format or a block scaling, with a gradient."""
 
+import dataclasses
 import typing
 from typing import Any, Literal
 
@@ -9,11 +10,13 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from lowprec.numerics import float32, float64
 from lowprec.numerics.arguments import float_array
-from lowprec.numerics.codec import at_limit, encode, round_to_format, to_bits
+from lowprec.numerics.codec import round_to_format, to_bits
 from lowprec.numerics.format import Format
 from lowprec.numerics.rounding import Overflow, Rounding, check_choice
 from lowprec.scaling.block import Block, get_format_or_block
+from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
 
 Gradient = Literal["straight_through", "clipped", "none"]
@@ -41,10 +44,12 @@ def cast(
 
     Args:
       x: float32, bfloat16 or float16, any shape; to a format also float64 where JAX has x64 on.
+        Python numbers and lists are float64 there; elsewhere they are rounded to float32 first.
       fmt_or_block: a format or a block scaling by name, path or value.
       axis: the contraction axis of a block scaling.
       grad: the gradient with respect to x. `straight_through`: as if the cast were the identity;
-        `clipped`: the same, but zero where the result saturates below |x|; `none`: zero.
+        `clipped`: the same, but zero where x lies outside the format's range [min, max], or, in a
+        block, outside that range times its tile's scale by more than float32 rounds; `none`: zero.
       rounding: by default nearest even, or the block's.
       overflow, random_bit_count, nan_code: as `encode`; for a format alone.
       random_bits: for `stochastic`, an unsigned array of x's shape.
@@ -64,61 +69,105 @@ def cast(
     target = get_format_or_block(fmt_or_block)
     check_choice("grad", grad, typing.get_args(Gradient))
     x = float_array("x", x, float64=isinstance(target, Format))
-    fixed, saturated = lax.stop_gradient(x), jnp.zeros((), bool)
+    fixed = lax.stop_gradient(x)
     if isinstance(target, Format):
-        for name, value in (("amax", amax), ("signs", signs), ("smoothing", smoothing)):
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` needs a block scaling; {target.name} is a number format"
-                )
+        _refuse_for_format(target, amax=amax, signs=signs, smoothing=smoothing)
         mode = "nearest_even" if rounding is None else rounding
         policy = "saturate" if overflow is None else overflow
-        random = {"random_bits": random_bits, "random_bit_count": random_bit_count}
-        y = round_to_format(fixed, target, mode, policy, **random, nan_code=nan_code)
-        if grad == "clipped":
-            codes = encode(
-                fixed, target, rounding=mode, overflow=policy, nan_code=nan_code, **random
-            )
-            saturated = at_limit(codes, target)
-    else:
-        for name, value in (
-            ("overflow", overflow),
-            ("random_bit_count", random_bit_count),
-            ("nan_code", nan_code),
-        ):
-            if value is not None:
-                raise ValueError(
-                    f"`{name}` is set by the block {target.name}; pass a changed block"
-                )
-        q = quantize(
-            fixed,
-            target,
-            axis=axis,
-            amax=amax,
-            rounding=rounding,
-            random_bits=random_bits,
-            signs=signs,
-            smoothing=smoothing,
+        y = round_to_format(
+            fixed, target, mode, policy, random_bits, random_bit_count, nan_code=nan_code
         )
+        outside = _outside_format(fixed, target) if grad == "clipped" else None
+    else:
+        _refuse_for_block(
+            target, overflow=overflow, random_bit_count=random_bit_count, nan_code=nan_code
+        )
+        if grad == "clipped":
+            _refuse_clipped(target)
+        given = {"amax": amax, "signs": signs, "smoothing": smoothing}
+        q = quantize(fixed, target, axis=axis, rounding=rounding, random_bits=random_bits, **given)
         y = q.dequantize(x.dtype)
-        if grad == "clipped" and (target.coding != "scaled" or target.transform is not None):
-            raise ValueError(
-                f"`grad` = 'clipped' needs codes that saturate where x does, and the block "
-                f"{target.name} has {'a transform' if target.transform else 'another coding'}; use "
-                f"'straight_through'"
-            )
-        saturated = at_limit(q.codes, target.element)
+        outside = _outside_tiles(fixed, q) if grad == "clipped" else None
     if grad == "none":
         return y
-    if grad == "clipped":
-        larger = _magnitude(fixed) > _magnitude(y)
-        x = jnp.where(saturated & larger, fixed, x)
-    return _straight_through(x, y)
+    return _straight_through(x if outside is None else jnp.where(outside, fixed, x), y)
 
 
-def _magnitude(x: jax.Array) -> jax.Array:
+def _refuse_for_format(target: Format, **given: ArrayLike | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"`{name}` needs a block scaling; {target.name} is a number format")
+
+
+def _refuse_for_block(target: Block, **given: str | int | None) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"`{name}` is set by the block {target.name}; pass a changed block")
+
+
+def _refuse_clipped(block: Block) -> None:
+    """Raises ValueError where a value is not cut off at its tile's scale times an element."""
+    for what, there in (
+        ("another coding", block.coding != "scaled"),
+        ("a transform", block.transform is not None),
+        ("corrected scales", block.eden is not None),
+    ):
+        if there:
+            raise ValueError(
+                f"`grad` = 'clipped' needs codes that saturate where x does, and the block "
+                f"{block.name} has {what}; use 'straight_through'"
+            )
+
+
+def _outside_format(x: jax.Array, fmt: Format) -> jax.Array:
+    """Whether numbers lie outside the range from the format's lowest to its largest value."""
     bits = to_bits(x)
-    return bits & np.array((1 << 8 * bits.dtype.itemsize - 1) - 1, bits.dtype)
+    kind = np.float64 if bits.dtype == jnp.uint64 else np.float32
+    size, negative, nan = _parts(bits)
+    largest = size > _float_bits(fmt.max, kind, up=False)
+    if fmt.min < 0:
+        lowest = size > _float_bits(-fmt.min, kind, up=False)
+        return jnp.where(negative, lowest, largest) & ~nan
+    least = _float_bits(fmt.min, kind, up=True)
+    below = jnp.where(negative, (size | least) != 0, size < least)
+    return (below | (~negative & largest)) & ~nan
+
+
+def _float_bits(limit: float, kind: Any, *, up: bool) -> np.unsignedinteger:
+    """Bits of the float next to a limit that is no smaller (`up`), or no larger."""
+    nearest = kind(min(limit, float(np.finfo(kind).max)))
+    if up and float(nearest) < limit:
+        nearest = np.nextafter(nearest, kind(np.inf))
+    if not up and float(nearest) > limit:
+        nearest = np.nextafter(nearest, kind(0))
+    return nearest.view(np.uint64 if kind is np.float64 else np.uint32)
+
+
+_SMALLEST_NORMAL = np.uint32(1 << 23)
+_ROUNDINGS = np.uint32(8)
+"""Units in float32's last place: more than scale, quotient and product are rounded by in all."""
+
+
+def _outside_tiles(x: jax.Array, q: QTensor) -> jax.Array:
+    """Whether numbers lie beyond their tile's scale times the element's lowest or largest value.
+
+    By more than float32's rounding of the scale: a tile's largest number is not cut off by that.
+    """
+    element = q.block.element
+    size, negative, nan = _parts(to_bits(x))
+    lowest, largest = np.array([element.min_code, element.max_code], q.codes.dtype)
+    ends = dataclasses.replace(q, codes=jnp.where(negative, lowest, largest))
+    limit = _parts(to_bits(ends.dequantize()))[0]
+    room = jnp.where(limit < _SMALLEST_NORMAL, np.uint32(0), _ROUNDINGS)
+    return (size > limit + room) & ~nan
+
+
+def _parts(bits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the bits of floats: those of the magnitude, whether there is a sign, and if it is NaN."""
+    wide = bits.dtype == jnp.uint64
+    module = float64 if wide else float32
+    size = bits & module.MAGNITUDE
+    return size, bits != size, size > module.INFINITY
 
 
 @jax.custom_jvp

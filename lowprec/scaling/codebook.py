@@ -22,10 +22,11 @@ def lloyd_max(
     """Fits 2^bits levels to samples, as a `Format(table=...)` of ascending values.
 
     Levels are the means of what is nearest to them, and cells end halfway between levels, until no
-    sample changes its cell; the levels are then rounded to float32. It starts at quantiles, so that
-    equal samples give equal levels. A local minimum, which is the global one for log-concave
-    densities such as the normal one. With many levels the iteration on samples can stop short of
-    it: by 0.2 dB at 6 bits and 4 dB at 8, for a million normal samples. On the host, in float64.
+    sample changes its cell; the levels are then rounded to float32. It starts at quantiles and at
+    levels as dense as the cube root of the density, and keeps the better: with many levels the
+    iteration stops early, from quantiles 3 dB short at 8 bits for a million normal samples. Equal
+    samples give equal levels. A local minimum, which is the global one for log-concave densities
+    such as the normal one, where the iteration reaches it. On the host, in float64.
 
     Args:
       samples: any shape; finite. For blocks scaled by amax: elements divided by their tile's amax.
@@ -60,17 +61,53 @@ def lloyd_max(
 def _fit(
     x: NDArray[np.float64], size: int, largest: float | None, max_iterations: int
 ) -> NDArray[np.float64]:
-    # The middles of equally filled parts; moved apart where samples repeat.
+    """The better of what two starts lead to; of the first where they are as good."""
+    fits = [
+        _iterate(x, _pinned(start, largest), largest, max_iterations)
+        for start in (_quantiles(x, size), _cube_roots(x, size))
+    ]
+    return min(fits, key=lambda levels: _squared_error(x, levels))
+
+
+def _quantiles(x: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """The middles of equally filled parts; moved apart where samples repeat."""
     levels = x[(np.arange(size) * 2 + 1) * len(x) // (2 * size)]
     if len(np.unique(levels)) < size:
         distinct = np.unique(x)
         levels = distinct[(np.arange(size) * 2 + 1) * len(distinct) // (2 * size)]
-    levels = _pinned(levels, largest)
+    return levels
+
+
+def _cube_roots(x: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Levels as dense as the cube root of the samples' density, the optimum of many levels.
+
+    Between neighbours a gap apart the density is as 1 / gap, and its cube root's integral as
+    gap^(2/3).
+    """
+    filled = np.concatenate([[0.0], np.cumsum(np.diff(x) ** (2 / 3))])
+    return np.interp((np.arange(size) + 0.5) / size * filled[-1], filled, x)
+
+
+def _cells(x: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Where the samples nearest to each level begin and end."""
+    inner = np.searchsorted(x, (levels[1:] + levels[:-1]) / 2, side="right")
+    return np.concatenate([[0], inner, [len(x)]])
+
+
+def _squared_error(x: NDArray[np.float64], levels: NDArray[np.float64]) -> float:
+    return float(np.sum((x - np.repeat(levels, np.diff(_cells(x, levels)))) ** 2))
+
+
+def _iterate(
+    x: NDArray[np.float64],
+    levels: NDArray[np.float64],
+    largest: float | None,
+    max_iterations: int,
+) -> NDArray[np.float64]:
     sums = np.concatenate([[0.0], np.cumsum(x)])
     ends: NDArray[np.int64] | None = None
     for _ in range(max_iterations):
-        inner = np.searchsorted(x, (levels[1:] + levels[:-1]) / 2, side="right")
-        cells = np.concatenate([[0], inner, [len(x)]])
+        cells = _cells(x, levels)
         if ends is not None and np.array_equal(cells, ends):
             break
         ends = cells

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
@@ -35,14 +36,16 @@ def quantize(
 ) -> QTensor:
     """Quantizes a tensor in tiles that share a scale.
 
-    Zero tiles give zero codes, and -0 keeps its sign; subnormals, of x and of the scales, are
-    exact. A tile with Inf or NaN follows the block: MX blocks make the whole tile NaN. Ragged tiles
-    at the end are tiles of what is left.
+    Zero tiles give zero codes, and -0 keeps its sign where the element has it, except where a
+    source divides 0 by 0: `nvfp4_jax` codes the NaN of a tile whose scale rounds to 0 as -0 (that
+    of -0 as 0), and in `nvfp4_torchao` and `nvfp4_modelopt` a tensor of zeros becomes NaN.
+    Subnormals, of x and of the scales, are exact. A tile with Inf or NaN follows the block: MX
+    blocks make the whole tile NaN. Ragged tiles at the end are tiles of what is left.
 
     Args:
-      x: float32, bfloat16 or float16, any shape with at least one axis and no empty one. Axes
-        before the last two are batch axes, but a tile of ["all", "all"] and a tensor scale span
-        them all: `jax.vmap` gives each batch member its own.
+      x: float32, bfloat16 or float16, any shape with at least one axis and no empty one; a Python
+        list is rounded to float32 first. Axes before the last two are batch axes, but a tile of
+        ["all", "all"] and a tensor scale span them all: `jax.vmap` gives each batch member its own.
       block: a block by name, path or value.
       axis: the contraction axis, along which the tile's second size runs.
       amax: for static or delayed scaling, the largest magnitudes to scale by instead of the
@@ -61,9 +64,9 @@ def quantize(
 
     Raises:
       TypeError: x is not float32, bfloat16 or float16.
-      ValueError: an empty array, an axis out of range, a misshapen or missing `amax`, an unknown
-        block or
-        rounding, random bits missing or superfluous. Under `jax.grad`: use `lowprec.cast`.
+      ValueError: an empty array, an axis out of range, a misshapen, missing or negative `amax` (a
+        traced one's sign is dropped), an unknown block or rounding, random bits missing or
+        superfluous. Under `jax.grad`: use `lowprec.cast`.
 
     Source: the block's own citation, `lowprec show NAME`.
 
@@ -177,6 +180,9 @@ def check_coding(block: Block, rounding: Rounding | None, amax: ArrayLike | None
 def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: int) -> jax.Array:
     """Bits of the given largest magnitudes, in the shape of the scales or of the tensor scale."""
     given = jnp.asarray(amax, jnp.float32)
+    # Under `jit` the sign is dropped, unseen.
+    if not isinstance(given, Tracer) and np.any(np.asarray(given) < 0):
+        raise ValueError(f"`amax` = {amax} is negative; it is the largest magnitude, at least 0")
     tiles = tile_shape(block, shape, axis)
     two_level = block.tensor_scale != "none"
     target = _tensor_shape(shape, axis, block) if two_level else scales_shape(shape, tiles)

@@ -30,6 +30,21 @@ class Published:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """Signal-to-noise ratios of earlier runs of this project on N(0, 1), by block, in dB.
+
+    Attributes:
+      half_unit: half a unit of the last place that was noted.
+      values: by block.
+      numbers: how many random numbers each rests on.
+    """
+
+    half_unit: float
+    values: Mapping[str, float]
+    numbers: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
     """An integer block and a floating-point one of equal bits, with the published crossing."""
 
@@ -77,6 +92,7 @@ class Config:
     crest: Crest
     variants: Mapping[str, Mapping[str, str]]
     published: tuple[Published, ...]
+    earlier: tuple[Earlier, ...]
 
     def block(self, name: str) -> Block:
         """A block of the catalogue, a variant of one, or one under another rule."""
@@ -119,6 +135,7 @@ def read_config(path: Path) -> Config:
             crest=Crest(**_tuples(crest | {"pair": [Pair(**pair) for pair in crest["pair"]]})),
             variants={variant["name"]: variant for variant in data.pop("variant", [])},
             published=tuple(Published(**entry) for entry in data.pop("published", [])),
+            earlier=tuple(Earlier(**entry) for entry in data.pop("earlier", [])),
             lloyd_max={int(bits): error for bits, error in data.pop("lloyd_max").items()},
             **_tuples(data),
         )

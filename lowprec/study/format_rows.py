@@ -56,6 +56,22 @@ class PublishedRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EarlierRow:
+    """A signal-to-noise ratio that this project had before, beside today's, in dB."""
+
+    target: str
+    earlier: float
+    ours: float
+    low: float
+    high: float
+    difference: float
+    allowed: float
+    within: bool
+    numbers: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RuleRow:
     """How much more error a scale rule leaves than the scale of least squared error, paired, dB.
 

@@ -25,7 +25,14 @@ from lowprec.scaling.quantize import quantize
 from lowprec.scaling.tiles import scales_shape, tile_shape
 from lowprec.study.fitted_levels import LLOYD_MAX, lloyd_max_block, lloyd_max_name
 from lowprec.study.format_config import Config
-from lowprec.study.format_rows import BoundRow, GaussianRow, PublishedRow, RoundingRow, RuleRow
+from lowprec.study.format_rows import (
+    BoundRow,
+    EarlierRow,
+    GaussianRow,
+    PublishedRow,
+    RoundingRow,
+    RuleRow,
+)
 from lowprec.study.matmul_bound import least_rate
 from lowprec.study.ratios import Estimate, decibels, mean
 
@@ -273,6 +280,28 @@ def published_rows(
             numbers=row.numbers,
             seed=samples.seed,
         )
+
+
+def earlier_rows(config: Config, rows: Sequence[GaussianRow]) -> Iterator[EarlierRow]:
+    """Figures of earlier runs of this project beside today's: has anything changed?"""
+    by_target = {row.target: row for row in rows}
+    for entry in config.earlier:
+        for name, value in entry.values.items():
+            row = by_target[f"block:{name}"]
+            spread = math.sqrt(1 + row.numbers / entry.numbers)
+            allowed = entry.half_unit + spread * (row.sqnr_high - row.sqnr_low) / 2
+            yield EarlierRow(
+                target=row.target,
+                earlier=value,
+                ours=row.sqnr_db,
+                low=row.sqnr_low,
+                high=row.sqnr_high,
+                difference=row.sqnr_db - value,
+                allowed=allowed,
+                within=abs(row.sqnr_db - value) <= allowed,
+                numbers=row.numbers,
+                seed=row.seed,
+            )
 
 
 def rule_rows(config: Config, measured: dict[str, Measured], samples: Samples) -> Iterator[RuleRow]:

@@ -85,7 +85,7 @@ def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Ar
     a_key, b_key = jax.random.split(jax.random.key(0)) if recipe.stochastic else (None, None)
     left, a_fate = _prepare(a, pair.a, place, -1, a_key)
     right, b_fate = _prepare(b, pair.b, place, -2, b_key)
-    return multiply_operands(left, right, summation(recipe)), a_fate, b_fate
+    return multiply_operands(left, right, summation(recipe, role)), a_fate, b_fate
 
 
 @functools.partial(jax.jit, static_argnames=("target", "place", "axis"))

@@ -80,6 +80,10 @@ def _entry(left: ExactOperand, right: ExactOperand, i: int, j: int, recipe: Reci
     for start in range(0, len(x), recipe.promote_every):
         part = slice(start, start + recipe.promote_every)
         partial = sequential_dot(x[part], y[part])
+        if recipe.promotion == "multiply_multiply_add":
+            partial = multiply(multiply(partial, x_scales[start]), y_scales[start])
+            total = fused_multiply_add(ONE, partial, total)
+            continue
         scale = ONE if recipe.scales == "operands" else multiply(x_scales[start], y_scales[start])
         if recipe.promotion == "fma":
             total = fused_multiply_add(scale, partial, total)

@@ -19,7 +19,7 @@ from tests.gemm.exact import exact_gemm
 from tests.helpers import assert_bits_equal
 from tests.scaling.helpers import slow_if
 
-M, K, N = 3, 300, 4
+M, K, N = 2, 300, 3
 FP32: dict[str, Any] = {"engine": "fp32", "out_dtype": jnp.float32}
 # What a recipe's own formats give on normal operands, dB: 6.02 dB for each mantissa bit and the
 # hidden one, and a few for the scales.
@@ -240,13 +240,13 @@ def test_errors(
         gemm(*arguments, **options)
 
 
-def test_a_ragged_tile_keeps_its_own_scale_when_promoted_within_tiles() -> None:
+@pytest.mark.parametrize("every", slow_if([32, 64, 128], [32, 128]))
+def test_a_ragged_tile_keeps_its_own_scale_when_promoted_within_tiles(every: int) -> None:
     x = np.ones((1, 160), np.float32)
     x[0, 128:] = 1000
     w = np.ones((160, 1), np.float32)
-    for every in (32, 64, 128):
-        y = lp.gemm(x, w, "deepseek_v3", promote_every=every, out_dtype=np.float32)
-        assert abs(float(y[0, 0]) - 32128) < 1
+    y = lp.gemm(x, w, "deepseek_v3", promote_every=every, out_dtype=np.float32)
+    assert abs(float(y[0, 0]) - 32128) < 1
 
 
 def test_output_scales_wait_for_the_output_also_when_promoted() -> None:

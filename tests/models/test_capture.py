@@ -16,16 +16,17 @@ from lowprec.models.capture import (
     output_zeros,
     perturbed_loss,
 )
-from lowprec.models.parameters import Parameters, TransformerConfig, init, linear_shapes
+from lowprec.models.parameters import Parameters, TransformerConfig, linear_shapes
 from lowprec.models.scoring import log_probabilities
 from lowprec.models.transformer import forward, rotate, round_to_bfloat16
+from tests.models.random_parameters import random_parameters
 
 CONFIG = TransformerConfig(
     vocabulary=32, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, hidden=24, context=32
 )
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 32, (2, 9)), jnp.uint8)
 MASK = jnp.asarray(np.random.default_rng(1).random((2, 8)) < 0.8)
-PARAMS = init(jax.random.key(0), CONFIG)
+PARAMS = jax.tree.map(jnp.asarray, random_parameters(CONFIG))
 perturbed = jax.jit(perturbed_loss, static_argnums=4)
 
 

@@ -15,12 +15,13 @@ from safetensors.numpy import save_file
 
 from lowprec.models import checkpoint
 from lowprec.models.checkpoint import load_checkpoint, save_checkpoint
-from lowprec.models.parameters import TransformerConfig, init
+from lowprec.models.parameters import TransformerConfig
+from tests.models.random_parameters import random_parameters
 
 CONFIG = TransformerConfig(
     vocabulary=8, layers=2, width=4, heads=2, kv_heads=1, head_dim=2, hidden=6, context=16
 )
-PARAMS = jax.tree.map(np.asarray, init(jax.random.key(0), CONFIG))
+PARAMS = random_parameters(CONFIG)
 
 
 def header(path: Path) -> dict[str, Any]:

@@ -13,11 +13,18 @@ CONFIG = TransformerConfig(
     vocabulary=32, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, hidden=24, context=160
 )
 
+# Weights of two shapes alone: drawing compiles a program for each.
+SQUARE = TransformerConfig(
+    vocabulary=16, layers=2, width=16, heads=4, kv_heads=4, head_dim=4, hidden=16
+)
+
 
 def test_init_follows_the_shapes_and_the_key() -> None:
-    params = init(jax.random.key(0), CONFIG)
-    assert jax.tree.map(jnp.shape, params) == parameter_shapes(CONFIG)
-    again, other = init(jax.random.key(0), CONFIG), init(jax.random.key(1), CONFIG)
+    drawn = jax.eval_shape(lambda key: init(key, CONFIG), jax.random.key(0))
+    assert jax.tree.map(lambda array: array.shape, drawn) == parameter_shapes(CONFIG)
+    params = init(jax.random.key(0), SQUARE)
+    assert jax.tree.map(jnp.shape, params) == parameter_shapes(SQUARE)
+    again, other = init(jax.random.key(0), SQUARE), init(jax.random.key(1), SQUARE)
     np.testing.assert_array_equal(params["head"], again["head"])
     assert (params["head"] != other["head"]).all()
     assert (params["layers"]["mlp"]["norm"] == 1).all()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lowprec.models import transformer
-from lowprec.models.parameters import TransformerConfig, init, linear_shapes
+from lowprec.models.parameters import TransformerConfig, linear_shapes
 from lowprec.models.transformer import forward
+from tests.models.random_parameters import random_parameters
 
 CONFIG = TransformerConfig(
     vocabulary=32, layers=2, width=16, heads=4, kv_heads=2, head_dim=4, hidden=24, context=160
@@ -19,7 +20,7 @@ TOKENS = np.random.default_rng(0).integers(0, 32, (2, 12)).astype(np.uint8)
 
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
-    return init(jax.random.key(0), CONFIG)
+    return random_parameters(CONFIG)
 
 
 def reference_rotate(x: np.ndarray) -> np.ndarray:
@@ -91,9 +92,9 @@ def test_forward_agrees_with_a_plain_numpy_transformer(params: dict[str, Any]) -
 def test_blocks_of_queries_do_not_change_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(1)
     q, k, v = (random.normal(size=(2, n, 11, 4)).astype(np.float32) for n in (4, 2, 2))
-    whole = transformer.attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
+    whole = jax.jit(lambda *heads: transformer.attention(*heads))(q, k, v)
     monkeypatch.setattr(transformer, "_QUERY_BLOCK", 3)
-    blocks = transformer.attention(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v))
+    blocks = jax.jit(lambda *heads: transformer.attention(*heads))(q, k, v)
     np.testing.assert_allclose(whole, blocks, atol=1e-6)
 
 

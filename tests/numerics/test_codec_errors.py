@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from lowprec.numerics import decode, encode
+from lowprec.scaling import cast, quantize
+from tests.helpers import assert_bits_equal
 
 X = np.ones(3, np.float32)
 E4M3 = "float8_e4m3fn"
@@ -74,6 +76,30 @@ def test_encode_takes_python_floats_but_no_integers() -> None:
     assert np.asarray(encode(1.0, E4M3)).tolist() == 56
     with pytest.raises(TypeError, match="`x` must be float32"):
         encode(integers, E4M3)
+
+
+def test_python_floats_are_rounded_once() -> None:
+    """Just above a tie that float32 rounds to."""
+    tie = 1.0625 + 2.0**-30
+    assert np.asarray(encode(tie, E4M3)).tolist() == 56
+    with jax.enable_x64(True):
+        given: list[Any] = [tie, [tie], np.float64(tie), np.array([tie])]
+        for x in given:
+            assert np.asarray(encode(x, E4M3)).ravel().tolist() == [57]
+        assert cast(tie, E4M3) == 1.125 and cast(tie, E4M3).dtype == np.float64
+        assert quantize([[tie]], "mxfp8_e4m3").codes.tolist() == [[0x78]]  # type: ignore[arg-type]
+
+
+def test_random_words_of_64_bits_count_32_by_default() -> None:
+    words = np.array([2**31 - 1, 2**31, 2**63 + 2**31], np.uint64)
+    x = np.full(3, 1.0625, np.float32)
+    with jax.enable_x64(True):
+        codes = encode(x, E4M3, rounding="stochastic", random_bits=words)
+        narrow = words.astype(np.uint32)
+        assert_bits_equal(codes, encode(x, E4M3, rounding="stochastic", random_bits=narrow))
+        assert codes.tolist() == [56, 57, 57]
+        with pytest.raises(ValueError, match="use 1 to 32"):
+            encode(x, E4M3, rounding="stochastic", random_bits=words, random_bit_count=33)
 
 
 def test_an_unknown_format() -> None:

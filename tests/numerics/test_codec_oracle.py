@@ -162,10 +162,17 @@ def test_exponents_outside_float32(fmt: Format, rounding: str) -> None:
     assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))
 
 
+LOW_BIAS = Format(name="low_bias", exponent_bits=8, mantissa_bits=20, bias=140)
+"""No wider an exponent than float32's, but one that reaches below its subnormals."""
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_wide_formats_are_rounded_once(dtype: jax.typing.DTypeLike) -> None:
+@pytest.mark.parametrize("fmt", [get_format("e11m20"), LOW_BIAS], ids=["e11m20", "low_bias"])
+def test_what_float32_does_not_hold_is_rounded_once(
+    fmt: Format, dtype: jax.typing.DTypeLike
+) -> None:
     """Just above a tie among bfloat16's subnormals, where float32 has no room for the rest."""
-    fmt, name = get_format("e11m20"), np.dtype(dtype).name
+    name = np.dtype(dtype).name
     halfway = 2.0**-134 if name == "bfloat16" else 2.0**-25
     codes = np.array(
         [

@@ -26,6 +26,8 @@ from tests.helpers import (
 
 SIZE = 1024
 every_format = each_of(FORMATS)
+EDGES = ("float8_e4m3fn", "float8_e8m0fnu", "int8", "table_that_overflows")
+"""Formats whose edges the fast tests try: a floating-point one and what differs from it."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,10 @@ def edges(fmt: Format) -> NDArray[np.float64]:
     return np.concatenate([some, -some])
 
 
-@every_format
+@pytest.mark.parametrize(
+    "fmt",
+    [pytest.param(x, marks=[pytest.mark.slow] * (x.name not in EDGES), id=x.name) for x in FORMATS],
+)
 def test_edges(fmt: Format) -> None:
     x = edges(fmt)
     bits, words = jnp.asarray(x.view(np.uint64)), random_words(SIZE)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from lowprec import catalogue
-from lowprec.numerics import Format, encode, get_format, list_formats
+from lowprec.numerics import Format, decode, encode, get_format, list_formats
 from tests.helpers import FORMAT_NAMES, FORMATS, SMALL_FORMATS, WITHIN_FLOAT32
 
 GOOD: dict[str, Any] = {"name": "x", "exponent_bits": 4, "mantissa_bits": 3, "bias": 7}
@@ -29,6 +30,10 @@ every_format = pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
         ({"narrow_range": True}, "narrow_range is for two's complement"),
         ({"overflow_value": 1.0}, "overflow_value is for a table"),
         ({"table": (0.0, 1.0)}, "a table leaves the other parameters at their defaults"),
+        (
+            {"signed": False, "zero": "unsigned", "exponent_bits": 9, "mantissa_bits": 23},
+            "a format has at most 31 bits beside the sign",
+        ),
         ({"mantissa_bits": 24}, "mantissa_bits must be from 0 to 23"),
         ({"exponent_bits": 0, "mantissa_bits": 0}, "needs an exponent or a mantissa field"),
         ({"infinity": "ieee"}, "'ieee' together or not at all"),
@@ -90,6 +95,30 @@ def test_equal_tables_are_equal_and_short_to_print() -> None:
     )
 
 
+def test_tables_differ_by_where_minus_zero_is() -> None:
+    one, other = (
+        Format(name="x", table=table) for table in ((0.0, 1.0, -0.0, 2.0), (-0.0, 1.0, 0.0, 2.0))
+    )
+    assert one != other and one == Format(name="x", table=one.table)
+    lone = [Format(name="x", table=(zero, 1.0)) for zero in (0.0, -0.0)]
+    assert lone[0] != lone[1]
+    # Nor do they share what was compiled for the other.
+    codes = jnp.arange(4, dtype=jnp.uint8)
+    signs = [np.signbit(np.asarray(decode(codes, fmt))).tolist() for fmt in (one, other)]
+    assert signs == [[False, False, True, False], [True, False, False, False]]
+    assert pickle.loads(pickle.dumps(get_format("hif8"))) == get_format("hif8")
+
+
+def test_a_table_may_be_an_array() -> None:
+    values = np.array([-1.5, -0.25, 0.5, 2.0], np.float32)
+    fmt = Format(name="x", table=values)  # type: ignore[arg-type]
+    assert fmt == Format(name="x", table=(-1.5, -0.25, 0.5, 2.0))
+    assert decode(jnp.arange(4, dtype=jnp.uint8), fmt).tolist() == values.tolist()
+    for table in (1.5, ["a", "b"], np.ones((2, 2))):
+        with pytest.raises(TypeError, match="`table` must be a sequence of numbers"):
+            Format(name="x", table=table)  # type: ignore[arg-type]
+
+
 def test_families() -> None:
     family = catalogue.lookup("elements", "families/p3109").claims
     claims = {**family, **catalogue.lookup("elements", "families/ieee_interchange").claims}
@@ -133,7 +162,7 @@ def test_derived_attributes_follow_from_the_values(fmt: Format) -> None:
     assert fmt.has_nan == bool(np.isnan(fmt.values).any())
     positive = np.unique(finite[finite > 0])
     smallest = fmt.min_subnormal if fmt.min_subnormal is not None else fmt.min_normal
-    assert smallest == (None if fmt.table else positive[0])
+    assert smallest == (None if fmt.table or not positive.size else positive[0])
     signs = np.signbit(fmt.values[fmt.values == 0]).tolist()
     assert sorted(signs) == {"signed": [False, True], "unsigned": [False], "none": []}[fmt.zero]
     # No value but zero has two codes.
@@ -142,7 +171,7 @@ def test_derived_attributes_follow_from_the_values(fmt: Format) -> None:
 
 @every_format
 def test_codes_of_limits(fmt: Format) -> None:
-    assert fmt.value(fmt.max_code) == fmt.max
+    assert (fmt.value(fmt.max_code), fmt.value(fmt.min_code)) == (fmt.max, fmt.min)
     assert fmt.infinity_code is None or fmt.value(fmt.infinity_code) == math.inf
     assert fmt.nan_code is None or math.isnan(fmt.value(fmt.nan_code))
     assert fmt.code_dtype.itemsize * 8 >= fmt.bits > fmt.code_dtype.itemsize * 4 or fmt.bits <= 8
@@ -165,6 +194,12 @@ def test_dtype_is_of_the_same_name(name: str) -> None:
     if fmt.dtype is not None:
         assert fmt.dtype.name == name
         assert fmt.code_dtype.itemsize == fmt.dtype.itemsize
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "uint4", "ndarray", "matrix", "float64"])
+def test_dtype_is_of_the_same_numbers(name: str) -> None:
+    assert Format(**{**GOOD, "name": name, "bias": 9}).dtype is None
+    assert Format(name=name, table=(0.0, 1.0)).dtype is None
 
 
 def test_listed_and_found() -> None:

@@ -11,6 +11,16 @@ from tests.helpers import FORMATS, assert_bits_equal, random_words
 # One format of every width there is.
 WIDTHS = sorted({fmt.bits: fmt for fmt in reversed(FORMATS)}.items())
 SIZES = (0, 1, 3, 8, 33)
+"""Of the codes in a row: none, less than a byte or a word, whole bytes, and some over."""
+
+STREAMS = [
+    pytest.param(
+        fmt, size, marks=[pytest.mark.slow] * (bits != 6 and size != SIZES[-1]), id=f"{size}-{bits}"
+    )
+    for size in SIZES
+    for bits, fmt in WIDTHS
+]
+"""Every width and size; the fast tests have every width, and every size of one width."""
 
 each_width = pytest.mark.parametrize(
     "fmt", [fmt for _, fmt in WIDTHS], ids=[f"{b}" for b, _ in WIDTHS]
@@ -36,8 +46,7 @@ def test_the_widths() -> None:
     assert {4, 5, 6, 7, 8, 16, 19, 32} <= {bits for bits, _ in WIDTHS}
 
 
-@each_width
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("fmt", "size"), STREAMS)
 def test_little_endian_stream(fmt: Format, size: int) -> None:
     codes = codes_of(fmt, 2, size)
     want = np.array([stream(row.tolist(), fmt.bits) for row in codes], np.uint8)
@@ -52,7 +61,7 @@ def test_little_endian_stream(fmt: Format, size: int) -> None:
 
 @each_width
 def test_all_ones_and_single_bits(fmt: Format) -> None:
-    count = 17
+    count = SIZES[-1]
     full = [fmt.code_mask] * count
     single = [1 << (position % fmt.bits) for position in range(count)]
     codes = np.array([full, single], fmt.code_dtype)
@@ -63,7 +72,7 @@ def test_all_ones_and_single_bits(fmt: Format) -> None:
 
 @each_width
 def test_bits_above_the_code_are_ignored(fmt: Format) -> None:
-    codes = codes_of(fmt, 11).astype(np.uint32)
+    codes = codes_of(fmt, 2, SIZES[-1]).astype(np.uint32)
     above = np.uint32(0xFFFFFFFF & ~fmt.code_mask)
     assert_bits_equal(packed_by_jit(codes | above, fmt), packed_by_jit(codes, fmt))
 

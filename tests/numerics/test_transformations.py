@@ -64,21 +64,38 @@ def by_scan(run: Callable[..., Outputs]) -> Callable[..., Outputs]:
     return scanned
 
 
+TRANSFORMS: dict[str, Callable[..., Callable[..., Outputs]]] = {
+    "jit": jax.jit,
+    "strict": lambda run: jax.jit(run, compiler_options=STRICT),
+    "strict_slow": lambda run: jax.jit(run, compiler_options=STRICT_SLOW),
+    "vmap": jax.vmap,
+    "scan": by_scan,
+}
+QUICK = {
+    "float8_e4m3fn": tuple(TRANSFORMS),
+    "float4_e2m1fn": ("jit",),
+    "float8_e8m0fnu": ("strict",),
+    "int8": ("vmap",),
+}
+"""The fast tests' transformations: all of one format, and one of each other."""
+
+
 @pytest.mark.parametrize(
-    "transform",
+    ("fmt", "transform"),
     [
-        jax.jit,
-        lambda run: jax.jit(run, compiler_options=STRICT),
-        lambda run: jax.jit(run, compiler_options=STRICT_SLOW),
-        jax.vmap,
-        by_scan,
+        pytest.param(
+            fmt,
+            name,
+            marks=[pytest.mark.slow] * (name not in QUICK[fmt.name]),
+            id=f"{fmt.name}-{name}",
+        )
+        for fmt in SOME
+        for name in TRANSFORMS
     ],
-    ids=["jit", "strict", "strict_slow", "vmap", "scan"],
 )
-@some_formats
-def test_one_set_of_bits(fmt: Format, transform: Callable[..., Callable[..., Outputs]]) -> None:
+def test_one_set_of_bits(fmt: Format, transform: str) -> None:
     x, words = inputs(fmt)
-    wanted, got = everything(fmt)(x, words), transform(everything(fmt))(x, words)
+    wanted, got = everything(fmt)(x, words), TRANSFORMS[transform](everything(fmt))(x, words)
     for want, result in zip(wanted, got, strict=True):
         assert_bits_equal(result, want)
         assert result.dtype == want.dtype

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from matplotlib.text import Text
@@ -91,9 +92,10 @@ def bounds() -> tuple[list[Any], list[Any]]:
         for name, (bits, above, _, _) in excess.items()
     ]  # fmt: skip
     gaussian = [
-        row("gaussian", target=name, element=element, rounding=rounding, scale_rule="amax")
+        row("gaussian", target=name, element=element, rounding=rounding, scale_rule="amax",
+            origin="fitted" if "lloyd" in name else "catalogue")
         for name, (_, _, element, rounding) in excess.items()
-    ]
+    ]  # fmt: skip
     return bound, gaussian
 
 
@@ -107,6 +109,7 @@ def results(**changes: Any) -> FormatResults:
     made = {
         "gaussian": gaussian,
         "published": published,
+        "earlier": [row("earlier", target="block:nvfp4", within=False)],
         "rules": rules(rceil=0.2, even=0.3, floor=-0.0001),
         "rounding": roundings(),
         "crest": points,
@@ -148,7 +151,8 @@ def test_findings_follow_the_data() -> None:
     assert text[0].startswith("floor stays within ")
     assert any(x.startswith("Four over six takes 20 % off NVFP4's squared error") for x in text)
     assert any("MX8 at every crest factor and NV4 below 2.50" in x for x in text)
-    assert any("block:int8_channel comes closest to the bound, 1.00 of its 8.00" in x for x in text)
+    assert any(x.startswith("Of the catalogue's blocks int8_channel comes closest") for x in text)
+    assert any("1.00 of its 8.00 bits above it; of those of 8 bits" in x for x in text)
     assert text[-1] == "1 of 2 quoted errors are reproduced, and 1 of 2 published crossings."
     turned = results(rules=rules(rceil=0.2, even=0.1, floor=0.3))
     assert formats_section.findings(turned)[0].text.startswith("even stays within 0.10 dB of the")
@@ -191,8 +195,38 @@ def test_what_lies_beyond_the_axis_is_written() -> None:
     assert "→ ceil 3.0" in text and "→ ceil 30.0, rceil 2.0" in text
 
 
+def test_names_of_points_lie_beside_markers_and_on_the_axes() -> None:
+    """Against the committed tables, whose names once overprinted a marker and ran off the axes."""
+    found = read_formats(COMMITTED)
+    assert found is not None
+    picture = matmul_bound.excess_bits(found.bound, found.gaussian)
+    assert picture is not None
+    figure, (axes,) = picture.figure, picture.figure.axes
+    figure.canvas.draw()
+    drawn = [line for line in axes.get_lines() if line.get_marker() not in ("", "None", None)]
+    points = np.concatenate([line.get_transform().transform(line.get_xydata()) for line in drawn])
+    names = [text for text in axes.texts if text.get_text()]
+    assert len(names) > 8 and len(points) > 50
+    for text in names:
+        box = Text.get_window_extent(text)
+        assert box.x1 <= axes.bbox.x1, text.get_text()
+        inside = [box.padded(1).contains(x, y) for x, y in points]
+        assert not any(inside), text.get_text()
+
+
+def test_figures_of_earlier_runs_are_not_called_published() -> None:
+    made = {table.name: table for table in formats_section.tables(results())}
+    assert made["earlier"].title == "Figures of earlier runs of this project"
+    assert made["earlier"].rows[0][-1] == "no" and len(made["published"].rows) == 2
+    found = read_formats(COMMITTED)
+    assert found is not None and found.earlier["within"].all() and len(found.earlier) == 22
+    sources = set(found.published["source"])
+    assert sources == {"arXiv 2601.22813 (Quartet II)", "Max 1960, table I"}
+
+
 def test_no_rows_no_figure() -> None:
-    empty = results(rules=[], rounding=[], crest=[], crossings=[], bound=[], published=[])
+    tables = ("rules", "rounding", "crest", "crossings", "bound", "published", "earlier")
+    empty = results(**{name: [] for name in tables})
     assert formats_section.draw(empty) == [] and formats_section.findings(empty) == []
     assert scale_rules.rule_losses(empty.rules) is None
 

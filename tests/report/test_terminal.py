@@ -2,9 +2,9 @@
 
 import pytest
 
-from lowprec.numerics import Format
+from lowprec.numerics import Format, get_format
 from lowprec.report import number_line
-from tests.helpers import FORMAT_NAMES, FORMATS
+from tests.helpers import FORMATS
 
 
 def test_e2m1() -> None:
@@ -28,7 +28,7 @@ def test_columns_that_hold_several_values() -> None:
 
 
 @pytest.mark.parametrize("width", [24, 40, 72, 120])
-@pytest.mark.parametrize("fmt", FORMATS, ids=FORMAT_NAMES)
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.max > 0], ids=lambda f: f.name)
 def test_every_format_fits(fmt: Format, width: int) -> None:
     first, *lines = number_line(fmt, width).split("\n")
     assert first.startswith(f"{fmt.name}: ") and len(lines) == 4
@@ -38,11 +38,17 @@ def test_every_format_fits(fmt: Format, width: int) -> None:
     assert lines[1].count("+") == len(lines[2].split())
 
 
-@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.bits <= 8], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "fmt", [f for f in FORMATS if f.bits <= 8 and f.max > 0], ids=lambda f: f.name
+)
 def test_the_count_is_of_all_positive_values(fmt: Format) -> None:
     assert fmt.values is not None
     positive = {value for value in fmt.values if 0 < value < float("inf")}
     assert f": {len(positive)} positive value" in number_line(fmt)
+
+
+def test_a_format_without_positive_values() -> None:
+    assert number_line(get_format("int1")) == "int1: no positive values"
 
 
 def test_a_format_with_one_value() -> None:

@@ -81,8 +81,8 @@ BLOCK_NAMES = [block.name for block in BLOCKS]
 SLOW = [name for name in SCALED if name not in FAST]
 
 
-def slow_if(names: Iterable[str], slow: Collection[str]) -> list[Any]:
-    """Names as parameters, those that take long to compile marked slow."""
+def slow_if(names: Iterable[Any], slow: Collection[Any]) -> list[Any]:
+    """Names or numbers as parameters, those that take long to compile marked slow."""
     return [pytest.param(x, marks=[pytest.mark.slow] * (x in slow)) for x in names]
 
 

@@ -335,6 +335,8 @@ def test_blocks_say_what_they_lack() -> None:
         ({"scale_rule": "amax"}, "scale_rule = 'range'"),
         ({"scale_format": get_format("float8_e4m3fn")}, "need scale_format"),
         ({"element": get_format("float4_e2m1fn")}, "codes are integers"),
+        ({"element": get_format("int4")}, "unsigned integers from 0 up"),
+        ({"element": dataclasses.replace(get_format("uint4"), bias=0)}, "unsigned integers"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             dataclasses.replace(block, **changes)

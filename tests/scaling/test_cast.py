@@ -1,5 +1,6 @@
 """`cast`: the values of encode and decode or quantize and dequantize, and its gradients."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import lowprec as lp
 from lowprec.numerics import decode, encode
 from lowprec.scaling import cast, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
+from tests.scaling.helpers import slow_if
 
 FORMATS = ("float8_e4m3fn", "float4_e2m1fn")
 BLOCKS = ("mxfp4", "fp8_channel")
@@ -34,7 +36,7 @@ def test_a_format_is_encode_and_decode(fmt: str) -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_a_block_is_quantize_and_dequantize(block: str) -> None:
-    x = patterns()[:2]
+    x = patterns()
     assert_bits_equal(cast(x, block), quantize(x, block).dequantize())
     options: Any = {"amax": 50.0, "axis": 0, "rounding": "nearest_away"}
     assert_bits_equal(cast(x, block, **options), quantize(x, block, **options).dequantize())
@@ -71,7 +73,7 @@ def weighted_gradient(x: jax.Array, target: str, grad: Any, **options: Any) -> n
     """The gradient of sum(w * cast(x)) for weights that tell the elements apart."""
     weights = (jnp.arange(x.size, dtype=jnp.float32) + 0.3).reshape(x.shape).astype(x.dtype)
     loss = lambda x: jnp.sum(weights * cast(x, target, grad=grad, **options))  # noqa: E731
-    return np.asarray(jax.grad(loss)(x)) / np.asarray(weights)
+    return np.asarray(jax.jit(jax.grad(loss))(x)) / np.asarray(weights)
 
 
 EDGE = floats([0x43E00000, 0x43E00001, 0x43DFFFFF])  # 448 and its neighbours
@@ -100,6 +102,43 @@ def test_clipped_is_zero_exactly_where_a_block_saturates() -> None:
     np.testing.assert_array_equal(weighted_gradient(x, "mxfp4", "clipped"), [[0, 1, 1, 0, 0, 1]])
     static = weighted_gradient(jnp.array([[2.0, 0.5]]), "fp8_tensor", "clipped", amax=1.0)
     np.testing.assert_array_equal(static, [[0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("fmt", "x", "wanted"),
+    [
+        ("int8", [-127.3, -127, -126.4, -128.3, 127.3], [1, 1, 1, 0, 0]),
+        ("int8_symmetric", [-127.3, -127, 127], [0, 1, 1]),
+        ("int2", [-1.3, -0.9, -2.2, 1.3], [1, 1, 0, 0]),
+        ("uint4", [-5, 3, 20, 0, 15], [0, 1, 0, 1, 1]),
+        ("nf4", [-1.1, -1, 0.99, 1.1], [0, 1, 1, 0]),
+        ("float8_e8m0fnu", [0, 1e-39, 1, -1, np.nan], [0, 0, 1, 0, 1]),
+    ],
+)
+def test_clipped_goes_by_the_range_of_the_format(
+    fmt: str, x: list[float], wanted: list[int]
+) -> None:
+    assert weighted_gradient(jnp.array(x, jnp.float32), fmt, "clipped").tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "block",
+    slow_if(
+        ["fp8_channel", "int8_channel", "int4_g128", "mxfp4_rceil"], ["int4_g128", "mxfp4_rceil"]
+    ),
+)
+def test_clipped_keeps_the_largest_of_a_tile(block: str) -> None:
+    """Its scale is rounded, but what it becomes is not cut off."""
+    x = np.random.default_rng(0).normal(size=(64, 512)).astype(np.float32)
+    rounded = np.abs(np.asarray(cast(x, block))).max(axis=1) < np.abs(x).max(axis=1)
+    assert rounded.any() or block == "mxfp4_rceil"
+    np.testing.assert_array_equal(weighted_gradient(jnp.asarray(x), block, "clipped"), 1.0)
+
+
+def test_clipped_needs_scales_that_are_not_corrected() -> None:
+    block = dataclasses.replace(lp.get_block("nvfp4_ms_eden"), transform=None)
+    with pytest.raises(ValueError, match="has corrected scales; use 'straight_through'"):
+        cast(jnp.ones((1, 128)), block, grad="clipped")
 
 
 def test_clipped_does_not_change_the_value() -> None:

@@ -29,6 +29,16 @@ def test_the_normal_distribution(bits: int, levels: list[float], loss: float) ->
     assert np.mean((nearest - NORMAL) ** 2) == pytest.approx(loss, abs=3e-4)
 
 
+def test_many_levels_come_near_the_least_error() -> None:
+    """Panter and Dite (1951): sqrt(3) pi / 2 / 4^bits, from below as bits grow."""
+    x = np.sort(np.random.default_rng(2).standard_normal(1 << 17))
+    table = np.array(lloyd_max(x, 8).table)
+    nearest = table[np.searchsorted((table[1:] + table[:-1]) / 2, x)]
+    loss = np.mean((nearest - x) ** 2) / np.mean(x**2)
+    assert 0.95 < loss / (np.sqrt(3) * np.pi / 2 / 4**8) < 1.01
+    assert len(np.unique(nearest)) == 256
+
+
 def test_levels_are_the_means_of_their_cells() -> None:
     x = np.random.default_rng(0).laplace(size=4000)
     table = np.array(lloyd_max(x, 4).table)

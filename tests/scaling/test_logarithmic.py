@@ -271,4 +271,6 @@ def test_bits_and_errors() -> None:
         quantize(jnp.ones(SHAPE), LOGFMT10, rounding="toward_zero")
     with pytest.raises(ValueError, match="from 6 to 16 bits"):
         bits_wide(5)
+    with pytest.raises(ValueError, match="a sign and a magnitude, and those of int8 are not"):
+        dataclasses.replace(LOGFMT8, element=get_format("int8"))
     assert Fraction(LOGFMT8.bits_per_element) == Fraction(33, 4)

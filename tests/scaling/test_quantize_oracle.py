@@ -14,6 +14,7 @@ from tests.scaling.helpers import (
     BLOCKS,
     SCALED,
     SLOW,
+    USER_BLOCKS,
     assert_exact,
     changed,
     narrowed,
@@ -22,6 +23,12 @@ from tests.scaling.helpers import (
     width,
 )
 
+TWO_CHANGES = {
+    block.name
+    for block in USER_BLOCKS
+    if block.overflow != "nonsaturating" and block.min_amax != 0.25
+}
+"""Users' blocks that differ from a catalogued one only in what other fast blocks have."""
 COLUMNS = ("mxfp4", "fp8_128x128_deepgemm", "fp8_channel", "nvfp4_row")
 """Blocks whose tiles are tried along both axes in the fast suite."""
 
@@ -33,7 +40,7 @@ def some(data: st.DataObject, block: Block, shape: tuple[int, ...]) -> UInts:
 @pytest.mark.parametrize(
     "block",
     [
-        pytest.param(block, marks=[pytest.mark.slow] * (name in SLOW), id=name)
+        pytest.param(block, marks=[pytest.mark.slow] * (name in {*SLOW, *TWO_CHANGES}), id=name)
         for block, name in zip(BLOCKS, BLOCK_NAMES, strict=True)
     ],
 )

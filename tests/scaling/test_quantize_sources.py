@@ -66,6 +66,21 @@ def te_current_scaling(x: Floats) -> Source:
     return Source(as_codes(codes, x.shape), np.full((1, 1), inverse), 1.0, values)
 
 
+def te_block_scaling(x: Floats, rows: int) -> Source:
+    """TransformerEngine, scale_from_amax_tensor with pow_2_scales: the mantissa of s is cleared."""
+    tiled = tiles(x, rows, 128)
+    amax = amax_of(tiled)
+    with np.errstate(all="ignore"):
+        scale = np.minimum(F32(448.0) / amax, np.finfo(F32).max)
+        scale = np.where((amax == 0) | ~np.isfinite(amax), F32(1.0), scale).astype(F32)
+        scale = (as_bits(scale) & np.uint32(0xFF800000)).view(F32)
+        codes = np.clip(tiled * scale, -448, 448).astype(E4M3)
+        inverse = F32(1.0) / scale
+        values = (codes.astype(F32) * inverse).reshape(x.shape)
+    stored = (as_bits(inverse) >> 23).astype(np.uint8)[:, 0, :, 0]
+    return Source(as_codes(codes, x.shape), stored, 1.0, values)
+
+
 def modelopt_channel(x: Floats) -> Source:
     """Model-Optimizer, scaled_e4m3 along rows: 448 / amax, and 1 where amax <= 2^-24."""
     amax = np.abs(x).max(axis=1, keepdims=True)
@@ -173,13 +188,32 @@ def test_model_optimizer_per_channel() -> None:
     assert_source(x, "fp8_channel", modelopt_channel(x))
 
 
-@pytest.mark.parametrize("name", MX)
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("fp8_1x128_te_pow2", 1), pytest.param("fp8_128x128_te_pow2", 128, marks=pytest.mark.slow)],
+)
+def test_transformer_engine_block_scaling(name: str, rows: int) -> None:
+    # A tile each: around powers of two of amax / 448, all sizes, zeros, Inf, NaN and subnormals.
+    near = [np.float32(448.0 * 2.0**power) for power in (-130, -20, 0, 100)]
+    largest = [np.nextafter(x, to, dtype=F32) for x in near for to in (F32(0), x, F32(np.inf))]
+    largest += [F32(x) for x in (0.0, np.inf, np.nan, 1e-45, 2.0**-126, 3e-39, 3.4e38, 1.0)]
+    x = normal(rows * len(largest), 128, spread=0.2).clip(-4, 4).reshape(len(largest), rows, 128)
+    finite = np.where(np.isfinite(largest), largest, F32(1)).astype(F32)
+    x = (x / F32(4) * finite[:, None, None]).astype(F32)
+    x[:, 0, 0] = largest
+    x = x.reshape(-1, 128)
+    want = te_block_scaling(x, rows)
+    assert {0, 127} < set(want.scales.ravel().tolist()) and len(np.unique(want.scales)) > 8
+    assert_source(x, name, want)
+
+
+@pytest.mark.parametrize("name", slow_if(MX, set(MX) - {"mxfp4", "mxfp8_e5m2"}))
 def test_ocp_microscaling(name: str) -> None:
     x = normal(24, 512)
     assert_source(x, name, microscaling(x, MX[name], floor_exponent))
 
 
-@pytest.mark.parametrize("name", MX)
+@pytest.mark.parametrize("name", slow_if(MX, set(MX) - {"mxfp6_e2m3", "mxfp8_e4m3"}))
 def test_transformer_engine_microscaling(name: str) -> None:
     x = normal(24, 512)
     assert_source(x, f"{name}_rceil", microscaling(x, MX[name], rceil_exponent))

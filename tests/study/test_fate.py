@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import lowprec as lp
 from lowprec.study.fate import operand_fate, value_histogram
@@ -12,11 +13,11 @@ from lowprec.study.products import padded
 X = np.array([[7.5, 6.9, 1.0, 0.2, 0.0, -0.2, -7.2, 0.3] + [0.0] * 24], np.float32)
 
 
-def test_fate_of_a_block() -> None:
-    fate = operand_fate(jnp.asarray(X), lp.quantize(X, "mxfp4"))
+@pytest.mark.parametrize("jitted", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_fate_of_a_block(jitted: bool) -> None:
+    of_block = lambda x: operand_fate(x, lp.quantize(x, "mxfp4"))  # noqa: E731
+    fate = (jax.jit(of_block) if jitted else of_block)(jnp.asarray(X))
     assert (int(fate.clipped), int(fate.flushed)) == (2, 2)
-    traced = jax.jit(lambda x: operand_fate(x, lp.quantize(x, "mxfp4")))(X)
-    assert (int(traced.clipped), int(traced.flushed)) == (2, 2)
 
 
 def test_fate_of_a_format() -> None:
@@ -32,14 +33,14 @@ def test_histogram_counts_every_element() -> None:
     assert list(counts) == sorted(counts) and len(counts) == 15
 
 
-def test_zeros_around_the_operands_change_no_bit() -> None:
+@pytest.mark.parametrize("recipe", ["mxfp4", pytest.param("deepseek_v3", marks=pytest.mark.slow)])
+def test_zeros_around_the_operands_change_no_bit(recipe: str) -> None:
     rng = np.random.default_rng(5)
     a = jnp.asarray(rng.standard_normal((5, 130)), jnp.bfloat16)
     b = jnp.asarray(rng.standard_normal((130, 7)), jnp.bfloat16)
     wide_a, wide_b = padded(a), padded(b)
     assert wide_a.shape == wide_b.shape == (256, 256)
-    for recipe in ("mxfp4", "deepseek_v3"):
-        y = np.asarray(lp.gemm(wide_a, wide_b, recipe))[:5, :7].view(np.uint16)
-        expected = np.asarray(lp.gemm(a, b, recipe)).view(np.uint16)
-        assert np.unique(expected).size > 30
-        np.testing.assert_array_equal(y, expected)
+    y = np.asarray(lp.gemm(wide_a, wide_b, recipe))[:5, :7].view(np.uint16)
+    expected = np.asarray(lp.gemm(a, b, recipe)).view(np.uint16)
+    assert np.unique(expected).size > 30
+    np.testing.assert_array_equal(y, expected)

@@ -42,6 +42,8 @@ def test_every_name_of_the_configuration_is_a_block(config: Config) -> None:
         assert config.block(pair.integer).tile == config.block(pair.floating).tile
     for entry in config.published:
         assert {f"block:{name}" for name in entry.values} <= set(targets)
+    for entry in config.earlier:
+        assert {f"block:{name}" for name in entry.values} <= set(targets)
     assert config.block("nvint4").bits_per_element == 4.5
     assert targets["block:mxint6_minimum_error"][1] == "variant of this experiment"
 
@@ -165,6 +167,19 @@ def test_published_figures_are_judged_by_their_sampling(
     near, far = formats.published_rows(few, [row], samples)
     assert near.reproduced and not far.reproduced
     assert far.difference == pytest.approx(2e-3, abs=3e-4)
+
+
+def test_earlier_figures_are_judged_by_their_sampling(
+    config: Config, measured: dict[str, Measured], samples: Samples
+) -> None:
+    (entry,) = config.earlier
+    block = "block:nvfp4"
+    row = formats.gaussian_row(block, get_block("nvfp4"), "catalogue", measured[block], samples)
+    values = (round(row.sqnr_db, 2), 20.0)
+    few = tuple(dataclasses.replace(entry, values={"nvfp4": value}) for value in values)
+    near, far = formats.earlier_rows(dataclasses.replace(config, earlier=few), [row])
+    assert near.within and not far.within
+    assert far.difference == pytest.approx(0.44, abs=0.2)
 
 
 def test_fitted_levels_beat_every_format_of_their_bits() -> None:

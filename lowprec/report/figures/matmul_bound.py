@@ -17,6 +17,8 @@ KINDS: dict[str, style.Look] = {
 COMMON = ("block:mxfp4", "block:nvfp4", "block:mxfp8_e4m3_rceil", "block:fp8_1x128")
 """What is named beside the best and the worst."""
 _FITTED = pl.col("target").str.contains("lloyd_max")
+_LETTER = 0.065
+"""The width of a letter of a name, in bits of the axis."""
 CEILING = 13.0
 """Bits an element up to which blocks are drawn: 16-bit formats would halve the scale."""
 
@@ -58,7 +60,7 @@ def excess_bits(
 
 def kinds(bound: pl.DataFrame, gaussian: pl.DataFrame) -> pl.DataFrame:
     """The rows with `kind`, which says what their elements are."""
-    described = gaussian.select("target", "element", "scale_rule", "rounding")
+    described = gaussian.select("target", "element", "scale_rule", "rounding", "origin")
     element, rule = pl.col("element"), pl.col("scale_rule")
     kind = (
         pl.when(pl.col("rounding").str.starts_with("stochastic"))
@@ -90,37 +92,52 @@ def _name(axes: Axes, rows: pl.DataFrame, gap: float) -> None:
         named = pl.concat([*some, ends.tail(1)] if len(ends) > 3 else some).unique("target")
         named = named.sort("excess_bits", "target")
         right = max(group["bits_per_element"]) + 0.14
+        # Names of the last points stand to their left: the axis ends on the other side.
+        last = right > CEILING - 2
+        place = min(group["bits_per_element"]) - 0.14 if last else right
         heights = spread(named["excess_bits"].to_list(), gap)
         for row, height in zip(named.iter_rows(named=True), heights, strict=True):
+            height = max(height, gap / 2)
+            room = 27 if last else _letters(rows, right, height, gap)
             color = KINDS[row["kind"]]["color"]
             axes.annotate(
-                words.label(row["target"].partition(":")[2], 27),
+                words.label(row["target"].partition(":")[2], room),
                 (row["bits_per_element"], row["excess_bits"]),
-                (right, max(height, gap / 2)),
+                (place, height),
+                ha="right" if last else "left",
                 va="center",
                 color=color,
-                fontsize=8.5,
+                fontsize=7.5,
                 arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkB": 3},
             )
 
 
+def _letters(rows: pl.DataFrame, left: float, height: float, gap: float) -> int:
+    """How many letters of a name fit between a place and the next marker at its height."""
+    beside = (pl.col("excess_bits") - height).abs() < gap / 2
+    after = rows.filter(beside, pl.col("bits_per_element") > left)["bits_per_element"].to_list()
+    return max(5, min(27, int((min(after, default=CEILING) - left - 0.1) / _LETTER)))
+
+
 def title(rows: pl.DataFrame) -> str:
-    """The block that comes closest to the bound, and what 8-bit ones spend."""
-    known = rows.filter(pl.col("target").str.starts_with("block:"), ~_FITTED)
+    """The catalogue's block that comes closest to the bound, and what 8-bit ones spend."""
+    known = rows.filter(pl.col("target").str.starts_with("block:"), pl.col("origin") == "catalogue")
+    if known.is_empty():
+        return "Bits above the bound for Gaussian products"
     ordered = known.sort("excess_bits", "target")
     eight = ordered.filter(pl.col("bits_per_element").is_between(7.5, 8.5))
     common = eight.filter(pl.col("target").is_in(COMMON))
     least = ordered.row(0, named=True)
     said = (
-        f"For Gaussian products {least['target']} comes closest to the bound, "
-        f"{words.number(least['excess_bits'], 2)} of its "
+        f"Of the catalogue's blocks {least['target'].removeprefix('block:')} comes closest to the "
+        f"bound for Gaussian products, {words.number(least['excess_bits'], 2)} of its "
         f"{words.number(least['bits_per_element'], 2)} bits above it"
     )
     if eight.is_empty() or common.is_empty():
         return said
     best, plain = eight.row(0, named=True), common.row(-1, named=True)
     return (
-        f"{said}; of 8-bit blocks {best['target'].removeprefix('block:')} spends "
+        f"{said}; of those of 8 bits {best['target'].removeprefix('block:')} spends "
         f"{words.number(best['excess_bits'], 2)}, {plain['target'].removeprefix('block:')} "
         f"{words.number(plain['excess_bits'], 2)}"
     )

@@ -1,0 +1,170 @@
+"""Sums and products of float32 numbers rounded once to a narrower format, in float32 arithmetic.
+
+XLA fuses a product into the sum after it, which drops a rounding, and its CPU backend flushes
+subnormals. Both are dealt with here: a comparison keeps a product apart from a sum, and formats
+whose range reaches float32's flush by definition.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowprec.numerics import float32, magnitudes
+from lowprec.numerics.codec import encode_bits, goes_away, round_bits
+from lowprec.numerics.decoding import decode_bits
+from lowprec.numerics.format import Format
+from lowprec.numerics.rounding import is_stochastic
+
+_MIN_NORMAL = np.float32(2.0**-126)
+
+
+@dataclasses.dataclass(frozen=True)
+class Register:
+    """Arithmetic whose every result is rounded to a format.
+
+    Attributes:
+      format: of at most 8 exponent bits, and at most 21 mantissa bits or float32's.
+      rounding: of every result.
+      exact_products: whether the operands' products are exact in float32.
+      flushes: whether results below 2^-126 are zeros.
+    """
+
+    format: Format
+    rounding: str
+    exact_products: bool
+    flushes: bool
+
+    def rounded(self, x: jax.Array, words: jax.Array | None = None) -> jax.Array:
+        """float32 numbers rounded to the format."""
+        if self.format.name == "float32":
+            return x
+        return float32.from_bits(_to_format(float32.to_bits(x), self.format, self.rounding, words))
+
+    def multiply(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
+        """a * b rounded once."""
+        if self._native:
+            return apart(flush(a * b))
+        if self.exact_products:
+            return self.rounded(apart(flush(a * b)), words)
+        return self.rounded(odd_product(a, b, self.flushes), words)
+
+    def add(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
+        """a + b rounded once."""
+        total = flush(a + b)
+        if self._native:
+            return total
+        # Rounding twice to nearest does no harm where the first has 2 p + 2 bits.
+        if self.rounding != "nearest_even" or self.format.mantissa_bits > 10:
+            total = _to_odd(a, b, total)
+        return self.rounded(total, words)
+
+    def multiply_add(
+        self, a: jax.Array, b: jax.Array, c: jax.Array, words: jax.Array | None = None
+    ) -> jax.Array:
+        """a * b + c rounded once."""
+        if self.exact_products and self.format.name != "float32":
+            product = apart(flush(a * b))
+            return self.rounded(_to_odd(product, c, flush(product + c)), words)
+        if not self._native:
+            raise ValueError(
+                f"fused_multiply in {self.format.name} needs operands whose products float32 "
+                f"holds: pass arrays of a narrower type, or a_format and b_format"
+            )
+        bits = float32.fused_multiply_add(*(float32.to_bits(x) for x in (a, b, c)))
+        total = float32.from_bits(bits)
+        return flush_operand(total) if self.flushes else total
+
+    @property
+    def _native(self) -> bool:
+        return self.format.name == "float32" and self.rounding == "nearest_even"
+
+
+def flush(x: jax.Array) -> jax.Array:
+    """Subnormals become zeros of their sign; a CPU's arithmetic has done it already."""
+    return lax.platform_dependent(x, cpu=lambda x: x, default=flush_operand)
+
+
+def flush_operand(x: jax.Array) -> jax.Array:
+    """The same of what no arithmetic has touched yet."""
+    return jnp.where(jnp.abs(x) < _MIN_NORMAL, x * 0, x)
+
+
+def apart(x: jax.Array) -> jax.Array:
+    """x, out of reach for a compiler that would fuse the product x into a sum; NaN made quiet."""
+    return jnp.where(x == x, x, np.float32(np.nan))
+
+
+def _to_odd(a: jax.Array, b: jax.Array, total: jax.Array) -> jax.Array:
+    """a + b rounded to odd, from `total`, to nearest: then a second rounding is safe."""
+    other = total - a
+    error = (a - (total - other)) + (b - other)
+    bits = float32.to_bits(total)
+    inexact = (jnp.abs(error) > 0) & (bits & float32.MAGNITUDE < float32.INFINITY)
+    away = (float32.to_bits(error) ^ bits) >> 31 == 0
+    step = jnp.where(away, np.uint32(1), np.uint32(0xFFFFFFFF))
+    bits = jnp.where(inexact & (bits & 1 == 0), bits + step, bits)
+    return float32.from_bits(_not_beyond(bits, float32.to_bits(a), float32.to_bits(b)))
+
+
+def odd_product(a: jax.Array, b: jax.Array, flushes: bool) -> jax.Array:
+    """a * b of any float32 numbers rounded to odd.
+
+    What lies below 2^-126 is a zero of its sign where that `flushes`, else a tiny number, as good
+    as any other for rounding to a format that ends well above.
+    """
+    a_bits, b_bits = float32.to_bits(a), float32.to_bits(b)
+    nearest = float32.to_bits(flush(a * b))
+    (_, _, x), (_, _, y) = float32.unpack(a_bits), float32.unpack(b_bits)
+    high, low = float32.product(x, y)
+    # The 48-bit product has its leading bit at 2^47 or 2^46: 24 bits are kept.
+    wide = high >> 15
+    kept = jnp.where(wide == 1, (high << 8) | (low >> 24), (high << 9) | (low >> 23))
+    rest = jnp.where(wide == 1, low & 0xFFFFFF, low & 0x7FFFFF)
+    # Nearest is the truncated product, or the number after it.
+    truncated = nearest - ((nearest ^ kept) & 1)
+    odd = jnp.where(rest != 0, truncated | 1, nearest)
+    size = nearest & float32.MAGNITUDE
+    tiny = nearest if flushes else nearest | jnp.where(high | low != 0, np.uint32(0x800001), 0)
+    odd = jnp.where(size == 0, tiny, jnp.where(size >= float32.INFINITY, nearest, odd))
+    return float32.from_bits(_not_beyond(odd, a_bits, b_bits))
+
+
+def _not_beyond(total: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Bits of the largest number where finite operands gave Inf: odd, so rounded again rightly."""
+    finite = (a & float32.MAGNITUDE < float32.INFINITY) & (b & float32.MAGNITUDE < float32.INFINITY)
+    beyond = finite & (total & float32.MAGNITUDE == float32.INFINITY)
+    return jnp.where(beyond, total - 1, total)
+
+
+def _to_format(bits: jax.Array, fmt: Format, rounding: str, words: jax.Array | None) -> jax.Array:
+    if fmt.exponent_bits == 8 and fmt.min_exponent == -126:
+        return _cut(bits, 23 - fmt.mantissa_bits, rounding, words)
+    if magnitudes.serves(fmt, rounding):
+        return round_bits(bits, fmt, rounding, "nonsaturating")
+    count = 32 if is_stochastic(rounding) else 0
+    codes = encode_bits(bits, fmt, rounding, "nonsaturating", words, count)
+    return decode_bits(codes.astype(jnp.uint32), fmt)
+
+
+def _cut(bits: jax.Array, drop: int, rounding: str, words: jax.Array | None) -> jax.Array:
+    """Rounds normal float32 bits to fewer mantissa bits; overflow as IEEE 754 says."""
+    size, sign = bits & float32.MAGNITUDE, bits & float32.SIGN
+    near = np.uint32(drop)
+    kept = size >> near
+    rest = size - (kept << near)
+    shift = jnp.full(bits.shape, drop, jnp.int32)
+    up = goes_away(
+        sign,
+        kept,
+        rest,
+        shift.astype(jnp.uint32),
+        shift,
+        rounding,
+        words,
+        0 if words is None else 32,
+    )
+    rounded = sign | ((kept + up.astype(jnp.uint32)) << near)
+    return jnp.where(size < float32.INFINITY, rounded, bits)

@@ -1,0 +1,212 @@
+"""Plain accumulators: sums made one by one, by chunks, by a tree, or with compensation."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowprec.engines.arithmetic import Register, flush_operand
+from lowprec.engines.engine import Engine
+from lowprec.engines.terms import reading
+from lowprec.engines.tiling import Kernel, over_tiles
+from lowprec.numerics import float32
+from lowprec.numerics.format import Format
+
+STEP = 32
+"""How many k a step takes, unrolled: sums stay in registers meanwhile."""
+
+
+def compute(
+    engine: Engine,
+    formats: tuple[Format | None, Format | None],
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    key: jax.Array | None,
+) -> jax.Array:
+    """float32 bits of one product: a (K, M), b (K, N), c (M, N) as float32 bits."""
+    register = _register(engine, formats)
+    floats = [float32.from_bits(x) for x in (a, b)]
+    if engine.accumulation == "pairwise":
+        floats, c = _flushed_to_zero(engine, formats, floats, c)
+    elif engine.subnormals == "flush":
+        floats = [flush_operand(x) for x in floats]
+        c = float32.to_bits(flush_operand(float32.from_bits(c)))
+    kernel = _KERNELS[engine.accumulation](engine, register, a.shape[0])
+    return over_tiles(kernel, floats[0].shape[0], floats[0], floats[1], c, key)
+
+
+def _flushed_to_zero(
+    engine: Engine,
+    formats: tuple[Format | None, Format | None],
+    floats: list[jax.Array],
+    c: jax.Array,
+) -> tuple[list[jax.Array], jax.Array]:
+    """Operands and c with subnormals of their own formats as +0, and zeros up to a whole step."""
+    length = engine.fused_length
+    assert length is not None
+    flushed = []
+    for x, fmt in zip(floats, formats, strict=True):
+        smallest = np.float32((fmt or engine.output).min_normal or 0)
+        x = jnp.where(jnp.abs(x) < smallest, 0, x)
+        flushed.append(jnp.pad(x, [(0, -x.shape[0] % length), (0, 0)]))
+    tiny = c & float32.MAGNITUDE < float32.constant(2.0**-126)
+    return flushed, jnp.where(tiny, 0, c)
+
+
+def _register(engine: Engine, formats: tuple[Format | None, Format | None]) -> Register:
+    first, second = formats
+    flushes = engine.subnormals == "flush"
+    exact = False
+    if first is not None and second is not None:
+        how = reading(first, second, False)
+        # Out of float32's range a product would be lost, which rounding to nearest does not notice.
+        whole = how.direct or (flushes and engine.output_rounding == "nearest_even")
+        exact = whole and how.product_bits <= 24
+    return Register(engine.register_format, engine.output_rounding, exact, flushes)
+
+
+def _nearest(register: Register, fmt: Format | None = None) -> Register:
+    return dataclasses.replace(register, format=fmt or register.format, rounding="nearest_even")
+
+
+def _start(register: Register, c: jax.Array) -> jax.Array:
+    # A barrier, or the compiler drops the sum with a constant zero, and -0 stays -0.
+    return lax.optimization_barrier(_nearest(register).rounded(float32.from_bits(c)))
+
+
+def _finish(total: jax.Array) -> jax.Array:
+    bits = float32.to_bits(total)
+    return jnp.where(bits & float32.MAGNITUDE > float32.INFINITY, float32.QUIET_NAN, bits)
+
+
+def _sequential(engine: Engine, register: Register, depth: int) -> Kernel:
+    del depth
+
+    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+        if a.shape[0] > 2 * STEP:
+            whole = a.shape[0] - a.shape[0] % STEP
+            parts = [x[:whole].reshape(-1, STEP, x.shape[1]) for x in (a, b)]
+            total = lax.scan(lambda t, x: (step(t, x[0], x[1], None), None), total, tuple(parts))[0]
+            a, b = a[whole:], b[whole:]
+        words = None
+        if key is not None:
+            words = jax.random.bits(key, (a.shape[0], 2, *total.shape), jnp.uint32)
+        for k in range(a.shape[0]):
+            x, y = a[k][:, None], b[k][None, :]
+            first, second = (None, None) if words is None else words[k]
+            if engine.fused_multiply:
+                total = register.multiply_add(x, y, total, second)
+            else:
+                total = register.add(total, register.multiply(x, y, first), second)
+        return total
+
+    return Kernel(STEP, functools.partial(_start, register), step, _finish)
+
+
+def _chunked(engine: Engine, register: Register, depth: int) -> Kernel:
+    del depth
+    assert engine.fused_length is not None and engine.outer is not None
+    outer = _nearest(register, engine.outer)
+    inner = _sequential(engine, _nearest(register), 0)
+
+    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+        partial = jnp.zeros_like(total)
+        return outer.add(total, inner.step(lax.optimization_barrier(partial), a, b, key))
+
+    return Kernel(engine.fused_length, functools.partial(_start, outer), step, _finish)
+
+
+def _compensated(engine: Engine, register: Register, depth: int) -> Kernel:
+    """Kahan's summation: the rounding error of each addition is taken from the next product."""
+    del engine, depth
+
+    def start(c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        total = _start(register, c)
+        return total, jnp.zeros_like(total)
+
+    def step(state: Any, a: jax.Array, b: jax.Array, key: jax.Array | None) -> Any:
+        del key
+        total, error = state
+        for k in range(a.shape[0]):
+            term = register.add(register.multiply(a[k][:, None], b[k][None, :]), -error)
+            larger = register.add(total, term)
+            error = register.add(register.add(larger, -total), -term)
+            total = larger
+        return total, error
+
+    return Kernel(STEP, start, step, lambda state: _finish(state[0]))
+
+
+def _tree(engine: Engine, register: Register, depth: int) -> Kernel:
+    """Products added in pairs, neighbours first; the sums of steps wait for their neighbours.
+
+    The state is a binary counter: place j holds the sum of 2^j steps where bit j of the count is
+    set.
+    """
+    del engine
+    places = max(1, (-(-depth // STEP)).bit_length())
+
+    def start(c: jax.Array) -> Any:
+        waiting = jnp.zeros((places, *c.shape), jnp.float32)
+        return waiting, jnp.zeros((), jnp.int32), _start(register, c)
+
+    def step(state: Any, a: jax.Array, b: jax.Array, key: jax.Array | None) -> Any:
+        del key
+        waiting, count, c = state
+        sums = [register.multiply(a[k][:, None], b[k][None, :]) for k in range(a.shape[0])]
+        carried = _pairs(register, sums)
+        moving = jnp.bool_(True)
+        for place in range(places):
+            here = (count >> place) & 1 == 1
+            both = register.add(waiting[place], carried)
+            kept = jnp.where(moving & ~here, carried, waiting[place])
+            waiting = waiting.at[place].set(kept)
+            carried = jnp.where(moving & here, both, carried)
+            moving &= here
+        return waiting, count + 1, c
+
+    def finish(state: Any) -> jax.Array:
+        waiting, count, c = state
+        # The sum furthest right has nobody to its right: it moves up as it is.
+        total, some = jnp.zeros_like(c), jnp.bool_(False)
+        for place in range(places):
+            here = (count >> place) & 1 == 1
+            joined = jnp.where(some, register.add(waiting[place], total), waiting[place])
+            total, some = jnp.where(here, joined, total), some | here
+        return _finish(register.add(c, total))
+
+    return Kernel(STEP, start, step, finish)
+
+
+def _pairs(register: Register, sums: list[jax.Array]) -> jax.Array:
+    while len(sums) > 1:
+        pairs = [register.add(x, y) for x, y in zip(sums[::2], sums[1::2], strict=False)]
+        sums = pairs + sums[len(sums) - len(sums) % 2 :]
+    return sums[0]
+
+
+def _pairwise(engine: Engine, register: Register, depth: int) -> Kernel:
+    """AMD CDNA2: products of two or four k added in pairs, then to c."""
+    del depth
+    assert engine.fused_length is not None
+
+    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+        del key
+        sums = [register.multiply(a[k][:, None], b[k][None, :]) for k in range(a.shape[0])]
+        return register.add(total, _pairs(register, sums))
+
+    return Kernel(engine.fused_length, functools.partial(_start, register), step, _finish)
+
+
+_KERNELS = {
+    "sequential": _sequential,
+    "chunked": _chunked,
+    "compensated": _compensated,
+    "tree": _tree,
+    "pairwise": _pairwise,
+}

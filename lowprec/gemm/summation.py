@@ -1,0 +1,135 @@
+"""Sums above the instruction: promotion to float32, scales of tiles, and the order over K."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lowprec.engines.engine import Engine
+from lowprec.engines.matmul import product
+from lowprec.gemm.operand import Operand
+from lowprec.gemm.recipe import Recipe, split_of
+from lowprec.numerics import float32
+from lowprec.numerics.format import Format
+from lowprec.scaling.block import Block
+
+_TILE = 128
+"""Rows and columns of the output tiles that `stream_k` hands out."""
+_STEP = 32
+"""The least k that `split_k` and `stream_k` cut at, where no instruction is longer."""
+
+
+def scale_product(
+    a: jax.Array | None, b: jax.Array | None, shape: tuple[int, ...]
+) -> jax.Array | None:
+    """fl(sa * sb) as float32 bits of a shape; the one that is given; or None."""
+    given = [jnp.broadcast_to(x, shape) for x in (a, b) if x is not None]
+    if len(given) == 2:
+        return float32.multiply(*given)
+    return given[0] if given else None
+
+
+def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
+    """float32 bits of the sum over K of (M, K) and (K, N), promoted where the recipe says so.
+
+    Scales of the operands are applied at promotion. The sum of a recipe that does not promote is
+    the engine's own, over all of K or over each part of it.
+    """
+    every, formats = recipe.promote_every, (_format(recipe.fprop.a), _format(recipe.fprop.b))
+    if every is None and recipe.order == "sequential":
+        return _engine_sum(left.values, right.values, None, recipe.engine, formats)
+    depth = left.values.shape[1]
+    length = every or max(_STEP, recipe.engine.instruction_length or _STEP)
+    steps = -(-depth // length)
+    chunks = _cut(left, right, length, steps)
+    shape = (left.values.shape[0], right.values.shape[1])
+    if recipe.order == "sequential":
+        add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)  # noqa: E731
+        return lax.scan(add, jnp.zeros(shape, jnp.uint32), chunks)[0]
+    starts = jnp.asarray(part_starts(recipe.order, shape, steps))
+
+    def step(state: Any, operands: Any) -> tuple[Any, None]:
+        chunk, begins = operands
+        total, part = state
+        begins = jnp.repeat(jnp.repeat(begins, _TILE, 0), _TILE, 1)[: shape[0], : shape[1]]
+        total = jnp.where(begins, _plus(total, part), total)
+        return (total, _add(recipe, formats, jnp.where(begins, 0, part), chunk)), None
+
+    # -0 is what leaves every part as it is, the first included.
+    start = jnp.full(shape, float32.SIGN), jnp.full(shape, float32.SIGN)
+    total, part = lax.scan(step, start, (chunks, starts))[0]
+    return _plus(total, part)
+
+
+def _format(target: Format | Block) -> Format:
+    return target.element if isinstance(target, Block) else target
+
+
+def part_starts(order: str, shape: tuple[int, int], steps: int) -> np.ndarray:
+    """Whether a part of the sum begins: bool (steps, tiles down, tiles across)."""
+    kind, count = split_of(order)
+    down, across = (-(-size // _TILE) for size in shape)
+    if kind == "split_k":
+        per_part = -(-steps // count)
+        begins = np.arange(steps) % per_part == 0
+        return np.broadcast_to(begins[:, None, None], (steps, down, across)).copy()
+    per_worker = -(-steps * down * across // count)
+    work = np.arange(steps * down * across).reshape(down, across, steps)
+    return ((work % per_worker == 0) | (work % steps == 0)).transpose(2, 0, 1)
+
+
+def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
+    return float32.fused_multiply_add(jnp.full(a.shape, float32.ONE), a, b)
+
+
+def _add(recipe: Recipe, formats: tuple[Format, Format], total: jax.Array, chunk: Any) -> jax.Array:
+    """One step's products added to a total, float32 bits."""
+    a, b, a_scale, b_scale = chunk
+    if recipe.promote_every is None:
+        return _engine_sum(a, b, total, recipe.engine, formats)
+    partial = _engine_sum(a, b, None, recipe.engine, formats)
+    rows = None if a_scale is None else a_scale[:, None]
+    columns = None if b_scale is None else b_scale[None, :]
+    if recipe.promotion == "multiply_multiply_add":
+        for scale in (rows, columns):
+            if scale is not None:
+                partial = float32.multiply(partial, jnp.broadcast_to(scale, partial.shape))
+        return _plus(total, partial)
+    scale = scale_product(rows, columns, total.shape)
+    if scale is None:
+        return _plus(total, partial)
+    if recipe.promotion == "fma":
+        return float32.fused_multiply_add(scale, partial, total)
+    return _plus(total, float32.multiply(scale, partial))
+
+
+def _engine_sum(
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array | None,
+    engine: Engine,
+    formats: tuple[Format, Format],
+) -> jax.Array:
+    start = None if c is None else float32.from_bits(c)
+    known = tuple(None if x.name == "float32" else x for x in formats)
+    out = product(a, b, start, engine, (known[0], known[1]))
+    return float32.to_bits(out.astype(jnp.float32))
+
+
+def _cut(left: Operand, right: Operand, length: int, steps: int) -> Any:
+    """Operands and scales by steps of so many k, zero-padded."""
+    (m, depth), n = left.values.shape, right.values.shape[1]
+    padded = steps * length - depth
+    a = jnp.pad(left.values, [(0, 0), (0, padded)]).reshape(m, steps, length).transpose(1, 0, 2)
+    b = jnp.pad(right.values, [(0, padded), (0, 0)]).reshape(steps, length, n)
+    a_scales = _per_step(None if left.scales is None else left.scales.T, length, steps)
+    return a, b, a_scales, _per_step(right.scales, length, steps)
+
+
+def _per_step(scales: jax.Array | None, length: int, steps: int) -> jax.Array | None:
+    """Scales (K, rows), or (1, rows), as (steps, rows): a step lies within one tile."""
+    if scales is None:
+        return None
+    return jnp.repeat(scales, steps, axis=0) if scales.shape[0] == 1 else scales[::length]
