@@ -1,5 +1,6 @@
 """Matrix products with a named order and precision of summation."""
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -105,7 +106,13 @@ def matmul(
     formats = (left.format, right.format)
     codes, scale_formats = (None, None) if scales is None else scales
     given = Inputs(left.values, right.values, start, codes, key)
-    return _compiled(given, engine, formats, scale_formats)
+    return _compiled(given, nameless(engine), formats, scale_formats)
+
+
+@functools.cache
+def nameless(engine: Engine) -> Engine:
+    """The engine without what does not change a bit: those that compute alike share programs."""
+    return dataclasses.replace(engine, name="", evidence=None)
 
 
 def _check_known(engine: Engine) -> None:

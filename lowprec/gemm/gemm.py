@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
-from lowprec.engines.matmul import check_shapes
+from lowprec.engines.matmul import check_shapes, nameless
 from lowprec.gemm.operand import Operand, prepare_operand
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
@@ -168,8 +168,10 @@ def summation(recipe: Recipe, role: Role) -> Recipe:
     """
     pair = getattr(recipe, role)
     first, second = (_multiplied(recipe, x) for x in (pair.a, pair.b))
-    plain = OperandPair(a=first, b=second)
-    return dataclasses.replace(recipe, name="", fprop=plain, dgrad=plain, wgrad=plain)
+    plain, engine = OperandPair(a=first, b=second), nameless(recipe.engine)
+    return dataclasses.replace(
+        recipe, name="", engine=engine, fprop=plain, dgrad=plain, wgrad=plain
+    )
 
 
 def _multiplied(recipe: Recipe, target: Format | Block) -> Format:
