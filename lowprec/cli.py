@@ -1,5 +1,6 @@
-"""The `lowprec` command: list and show the catalogue, compare recipes."""
+"""The `lowprec` command: the catalogue, comparisons, evidence and test vectors."""
 
+import importlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,11 +21,17 @@ from rich.progress import (
 from rich.table import Table
 
 from lowprec import catalogue
+from lowprec.engines import get_engine
+from lowprec.engines.c_reference import c_reference, why_no_reference
+from lowprec.engines.vectors import write_vectors
 from lowprec.gemm.recipe import get_recipe, list_recipes
 from lowprec.report import Results, write_report
 from lowprec.report.describe import FAMILIES, KINDS, describe, find_entries
 from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
 from lowprec.study.compare import BASELINES, with_baselines
+from lowprec.study.identify import identify_files
+from lowprec.study.probe import probe
+from lowprec.study.verify import verify
 
 _FAILURES = (ValueError, TypeError, OSError, ImportError)
 
@@ -77,10 +84,97 @@ class Compare:
     """How much of the model's held-out text is read."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Run the evidence again on this machine: one line a check, exit status 1 on a failure.
+
+    Example: lowprec verify --silicon MATLAB-tensor-core/model_validation
+    """
+
+    silicon: Path | None = None
+    """A folder of dot products captured on GPUs: MATLAB-tensor-core's text files, or .npz files."""
+
+    quick: bool = False
+    """A few engines rather than all."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Write an engine's test vectors in hexadecimal, and a C99 reference that reads them.
+
+    Example: lowprec vectors --engine hopper.wgmma.fp8.fp32 --out vectors
+    """
+
+    engine: str
+    """An engine's name, or a path to a TOML file."""
+
+    count: int = 1000
+    """How many dot products for each pair of operand formats."""
+
+    k: int | None = None
+    """The length of a dot product; by default one instruction."""
+
+    seed: int = 0
+    """Another seed draws others."""
+
+    out: Path = Path("lowprec-vectors")
+    """The directory that the files are written to."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Infer how a product sums, from its results alone: order, widths, roundings, closest entries.
+
+    Example: lowprec probe --callable numpy:matmul, lowprec probe --engine mine.toml
+    """
+
+    engine: str | None = None
+    """An engine's name, or a path to a TOML file."""
+
+    callable: str | None = None
+    """MODULE:FUNCTION, a product f(a, b) of NumPy arrays, or f(a, b, c)."""
+
+    formats: tuple[str, ...] = ()
+    """The formats of a and b, or one for both; float32, or an engine's first, by default."""
+
+    k: int = 64
+    """The length of the dot products."""
+
+    size: int = 16
+    """Rows and columns of the products, on which the order may depend."""
+
+
+@dataclass(frozen=True)
+class Identify:
+    """Find the arithmetic that gives a dumped product's bits, or the closest.
+
+    Example: lowprec identify --a a.npy --b b.npy --out out.npy
+    """
+
+    a: Path
+    """The left operand (M, K), as the engine read it (.npy .npz .safetensors)."""
+
+    b: Path
+    """The right operand (K, N)."""
+
+    out: Path
+    """The result (M, N) in float32, bfloat16 or float16."""
+
+    c: Path | None = None
+    """What the sum started from (M, N)."""
+
+    scales: tuple[Path, ...] = ()
+    """Scales of a, (rows, tiles along K), and of b, (tiles, columns), in one file or two."""
+
+
 Command = Annotated[
     Annotated[ListEntries, tyro.conf.subcommand("list")]
     | Annotated[Show, tyro.conf.subcommand("show")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")],
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Vectors, tyro.conf.subcommand("vectors")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Identify, tyro.conf.subcommand("identify")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -122,6 +216,14 @@ def _dispatch(command: Any, arguments: Sequence[str]) -> int:
             _show(name)
         case Compare():
             _compare(command, "lowprec " + shlex.join(arguments))
+        case Verify(silicon=silicon, quick=quick):
+            return _verify(silicon, quick)
+        case Vectors():
+            _vectors(command)
+        case Probe():
+            _probe(command)
+        case Identify(a=a, b=b, out=out, c=c, scales=scales):
+            print(identify_files(a, b, out, c=c, scales=scales))
     return 0
 
 
@@ -142,6 +244,48 @@ def _show(words: tuple[str, ...]) -> None:
         )
     found = find_entries(words[-1], kind)
     print("\n\n".join(describe(kind, value) for kind, value in found))
+
+
+def _verify(silicon: Path | None, quick: bool) -> int:
+    """A line as each check ends; 1 where one failed."""
+    counted = dict.fromkeys(("pass", "FAIL", "skipped"), 0)
+    for report in verify(silicon, quick=quick):
+        print(report, flush=True)
+        counted[report.status] += 1
+    print(f"{counted['pass']} passed, {counted['FAIL']} failed, {counted['skipped']} skipped")
+    return 1 if counted["FAIL"] else 0
+
+
+def _probe(command: Probe) -> None:
+    if (command.engine is None) == (command.callable is None):
+        raise ValueError("`probe` takes --engine NAME or --callable MODULE:FUNCTION, one of them")
+    if command.callable is None:
+        multiply: Any = command.engine
+    else:
+        module, _, function = command.callable.partition(":")
+        # A module of the user's own lies where the command is run.
+        sys.path.insert(0, str(Path.cwd()))
+        multiply = getattr(importlib.import_module(module), function, None)
+        if multiply is None:
+            raise ValueError(f"`--callable` {command.callable}: {module} has no {function!r}")
+    formats = command.formats or None
+    if formats is not None and len(formats) == 1:
+        formats = formats * 2
+    print(probe(multiply, formats=formats, k=command.k, size=command.size))
+
+
+def _vectors(command: Vectors) -> None:
+    engine = get_engine(command.engine)
+    _check_writable(command.out)
+    options = {"count": command.count, "seed": command.seed, "k": command.k}
+    for path in write_vectors(engine, command.out, **options):
+        print(path)
+    if reason := why_no_reference(engine):
+        print(f"no C reference is generated: {reason}")
+        return
+    source = command.out / f"{engine.name}.c"
+    source.write_text(c_reference(engine))
+    print(source)
 
 
 def _compare(command: Compare, line: str) -> None:
@@ -194,9 +338,9 @@ def _check_distinct(what: str, names: Sequence[str]) -> None:
 
 
 def _check_writable(out: Path) -> None:
-    """Fails before the work where the report could not be written after it."""
+    """Fails before the work where its results could not be written after it."""
     if not out.parent.is_dir():
-        raise ValueError(f"cannot write a report to {out}: {out.parent} is not a directory")
+        raise ValueError(f"cannot write to {out}: {out.parent} is not a directory")
     out.mkdir(exist_ok=True)
     probe = out / ".lowprec"
     probe.touch()

@@ -27,25 +27,40 @@ from lowprec.engines.terms import (
     Reading,
     Terms,
     accumulator_terms,
-    largest_exponent,
+    product_exponent,
     special_sum,
 )
 from lowprec.numerics import float32
 from lowprec.numerics.codec import round_bits
 
 
+def parts(engine: Engine, length: int) -> list[list[int]]:
+    """Which k of an instruction each of its fused sums takes."""
+    if engine.accumulation == "two_step" and engine.halves:
+        return [list(range(0, length, 2)), list(range(1, length, 2))]
+    turns = range(engine.interleave)
+    return [[k for k in range(length) if k // 2 % engine.interleave == turn] for turn in turns]
+
+
 def instruction(
-    engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array, words: jax.Array | None
+    engine: Engine,
+    how: Reading,
+    a: Terms,
+    b: Terms,
+    tops: list[jax.Array],
+    c: jax.Array,
+    words: jax.Array | None,
 ) -> jax.Array:
-    """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result."""
+    """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result.
+
+    `tops` are the largest exponents of the products of each part, (R, C).
+    """
     length = a.value.shape[0]
     total = jnp.zeros_like(c) if engine.accumulator == "separate" else c
-    for turn in range(engine.interleave):
-        chosen = [k for k in range(length) if k // 2 % engine.interleave == turn]
-        if not chosen:
-            continue
+    for turn, chosen in enumerate(parts(engine, length)):
         left, right = (at(x, chosen, length) for x in (a, b))
-        total = step(engine, how, left, right, total, None if words is None else words[turn])
+        drawn = None if words is None else words[turn]
+        total = step(engine, how, left, right, tops[turn], total, drawn)
     if engine.accumulator != "separate":
         return total
     total = float32.fused_multiply_add(jnp.full_like(c, float32.ONE), total, c)
@@ -64,14 +79,20 @@ def at(x: Terms, chosen: list[int], length: int) -> Terms:
 
 
 def step(
-    engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array, words: jax.Array | None
+    engine: Engine,
+    how: Reading,
+    a: Terms,
+    b: Terms,
+    top: jax.Array,
+    c: jax.Array,
+    words: jax.Array | None,
 ) -> jax.Array:
     """One fused sum: its rounded bits, also where operands or c are not finite."""
     assert engine.fraction_bits is not None
-    special = c if not how.special else _with_specials(how, a, b, c)
+    special = c if a.special is None else _with_specials(how, a, b, c)
     # What has no bits of its own does not disturb the arithmetic.
     c = jnp.where(c & float32.MAGNITUDE < float32.INFINITY, c, 0)
-    rounded = _finite(engine, how, a, b, c, words)
+    rounded = _finite(engine, how, a, b, top, c, words)
     return finish_specials(engine, special, rounded)
 
 
@@ -98,11 +119,17 @@ def _with_specials(how: Reading, a: Terms, b: Terms, c: jax.Array) -> jax.Array:
 
 
 def _finite(
-    engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array, words: jax.Array | None
+    engine: Engine,
+    how: Reading,
+    a: Terms,
+    b: Terms,
+    top: jax.Array,
+    c: jax.Array,
+    words: jax.Array | None,
 ) -> jax.Array:
     bits, length = engine.fraction_bits, a.value.shape[0]
     assert bits is not None
-    products = largest_exponent(a, b, how)
+    products = product_exponent(top, how)
     scale: jax.Array | int = 0
     if a.scale is not None and b.scale is not None:
         scale = a.scale[0][:, None] + b.scale[0][None, :]
@@ -127,9 +154,14 @@ def _finite(
 def align_accumulator(
     value: jax.Array, own: jax.Array, exponent: jax.Array, align: Alignment
 ) -> Partials:
-    """c cut to the same unit as the products."""
-    distance = jnp.clip(own - exponent, -100 - align.fraction_bits, 0) + align.fraction_bits
-    return to_integers(value * power_of_two(distance), align)
+    """c, an integer of 24 bits worth 2^(own - 23), cut to the same unit as the products."""
+    below, more = jnp.maximum(exponent - own, 0), align.fraction_bits - 23
+    if align.rounding == "toward_zero" and more <= 6:
+        size = jnp.abs(value) << max(more, 0)
+        cut = size >> jnp.minimum(below + max(-more, 0), 31)
+        return [(jnp.where(value < 0, -cut, cut), 0)]
+    distance = more - jnp.minimum(below, 80 + more)
+    return to_integers(value.astype(jnp.float32) * power_of_two(distance), align)
 
 
 def into_output(engine: Engine, bits: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowprec.engines.aligned import Alignment, Partials, collect
+from lowprec.engines.aligned import Alignment, Partials, collect, power_of_two, to_integers
 from lowprec.engines.engine import Engine
 from lowprec.engines.fused import align_accumulator, finish_specials
 from lowprec.engines.register import round_sum
@@ -57,7 +57,9 @@ def step(engine: Engine, a: Groups, b: Groups, c: jax.Array) -> jax.Array:
     align = Alignment(engine.fraction_bits, engine.alignment_rounding)
     partials: Partials = []
     for total, group_exponent in zip(sums, exponents, strict=True):
-        partials += align_accumulator(total, group_exponent, exponent, align)
+        distance = jnp.clip(group_exponent - exponent, -80 - align.fraction_bits, 0)
+        scaled = total * power_of_two(distance + align.fraction_bits)
+        partials += to_integers(scaled, align)
     partials += align_accumulator(value, own, exponent, align)
     total = collect(partials, exponent - engine.fraction_bits, 63)
     rounded = round_sum(total, engine.register_format, engine.output_rounding, engine.zero_sign)

@@ -10,10 +10,20 @@ from lowprec.engines import exact, fused, grouped, plain, two_step
 from lowprec.engines.engine import Engine
 from lowprec.engines.operands import Scales
 from lowprec.engines.register import round_sum
-from lowprec.engines.terms import Reading, reading, special_sum, take_apart
+from lowprec.engines.terms import (
+    Reading,
+    Terms,
+    largest_exponent,
+    reading,
+    special_sum,
+    take_apart,
+)
 from lowprec.engines.tiling import Kernel, over_tiles
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format, get_format
+
+_STEP = 16
+"""A step takes so many k at least."""
 
 
 def compute(
@@ -38,9 +48,10 @@ def compute(
     depth = a.shape[0] + -a.shape[0] % length
     a, b = (jnp.pad(x, [(0, depth - x.shape[0]), (0, 0)]) for x in (a, b))
     c = fused.into_output(engine, c)
-    nan = None
+    nan = (_nan(a)[:, None] | _nan(b)[None, :]) if _without_infinity(engine, formats) else None
     if scales is not None:
-        nan = scales[0].nan.any(0)[:, None] | scales[1].nan.any(0)[None, :]
+        of_scales = scales[0].nan.any(0)[:, None] | scales[1].nan.any(0)[None, :]
+        nan = of_scales if nan is None else nan | of_scales
         scales = _per_k(scales[0], engine, depth), _per_k(scales[1], engine, depth)
     if engine.accumulation == "grouped":
         kernel, operands = _grouped(engine, a, b, scales)
@@ -48,6 +59,16 @@ def compute(
         kernel, operands = _fused(engine, formats, a, b, scales)
     out = over_tiles(kernel, depth, operands[0], operands[1], c, key)
     return out if nan is None else jnp.where(nan, fused.nan_bits(engine), out)
+
+
+def _without_infinity(engine: Engine, formats: tuple[Format | None, Format | None]) -> bool:
+    """Whether operands have NaN at most, which makes a sum NaN whatever else is in it."""
+    return not any((engine.through or fmt or get_format("float32")).has_inf for fmt in formats)
+
+
+def _nan(bits: jax.Array) -> jax.Array:
+    """Which of the columns of (K, n) hold a NaN."""
+    return (bits & float32.MAGNITUDE > float32.INFINITY).any(0)
 
 
 def _per_k(scales: Scales, engine: Engine, depth: int) -> Scales:
@@ -95,24 +116,63 @@ def _fused(
         terms = take_apart(x, how, fmt.min_exponent, exponents if folded else None, whole)
         operands.append(terms if folded else terms._replace(scale=exponents))
     assert engine.instruction_length is not None
+    # Of short instructions some make a step: a compiler vectorises it, and it is worth its while.
+    together = max(1, _STEP // engine.instruction_length)
     kernel = Kernel(
-        engine.instruction_length,
+        engine.instruction_length * together,
         lambda c: c,
         functools.partial(_fused_step, engine, how),
         lambda c: c,
+        functools.partial(_tops, engine, how),
     )
     return kernel, operands
 
 
 def _fused_step(
-    engine: Engine, how: Reading, c: jax.Array, a: Any, b: Any, key: jax.Array | None
+    engine: Engine,
+    how: Reading,
+    c: jax.Array,
+    a: Terms,
+    b: Terms,
+    tops: list[jax.Array],
+    key: jax.Array | None,
 ) -> jax.Array:
-    if engine.accumulation == "two_step":
-        return two_step.step(engine, how, a, b, c)
+    length, depth = engine.instruction_length, a.value.shape[0]
+    assert length is not None
     words = None
     if key is not None:
-        words = jax.random.bits(key, (engine.interleave, *c.shape), jnp.uint32)
-    return fused.instruction(engine, how, a, b, c, words)
+        words = jax.random.bits(key, (depth // length, engine.interleave, *c.shape), jnp.uint32)
+    for index in range(depth // length):
+        here = slice(index * length, (index + 1) * length)
+        left, right = (_slice(x, here, index, depth // length) for x in (a, b))
+        parts = len(tops) // (depth // length)
+        own = tops[index * parts : (index + 1) * parts]
+        if engine.accumulation == "two_step":
+            c = two_step.step(engine, how, left, right, own, c)
+        else:
+            drawn = None if words is None else words[index]
+            c = fused.instruction(engine, how, left, right, own, c, drawn)
+    return c
+
+
+def _tops(engine: Engine, how: Reading, a: Terms, b: Terms) -> list[jax.Array]:
+    """The largest exponents of the products of each fused sum of a step: (steps, R, C) each."""
+    length, depth = engine.instruction_length, a.exponent.shape[1]
+    assert length is not None
+    return [
+        largest_exponent(a.exponent, b.exponent, [start + k for k in part])
+        for start in range(0, depth, length)
+        for part in fused.parts(engine, length)
+    ]
+
+
+def _slice(x: Terms, here: slice, index: int, count: int) -> Terms:
+    """The terms of one of the instructions of a step."""
+    if count == 1:
+        return x
+    special = None if x.special is None else x.special[here]
+    scale = None if x.scale is None else x.scale[index : index + 1]
+    return Terms(x.value[here], x.exponent[here], special, scale)
 
 
 def _grouped(
@@ -130,7 +190,7 @@ def _grouped(
     kernel = Kernel(
         engine.instruction_length,
         lambda c: c,
-        lambda c, a, b, key: grouped.step(engine, a, b, c),
+        lambda c, a, b, known, key: grouped.step(engine, a, b, c),
         lambda c: c,
     )
     return kernel, operands
@@ -173,14 +233,14 @@ def _exact(
         )
         return fused.finish_specials(engine, float32.to_bits(special), bits)
 
-    def whole_step(total: Any, left: Any, right: Any, key: jax.Array | None) -> Any:
-        del key
+    def whole_step(total: Any, left: Any, right: Any, known: None, key: Any) -> Any:
+        del known, key
         number, special = add(total, left, right)
         # Carried at every step, digits never run out of room.
         return exact.carried(number), special
 
-    def rounded_step(c: jax.Array, left: Any, right: Any, key: jax.Array | None) -> jax.Array:
-        del key
+    def rounded_step(c: jax.Array, left: Any, right: Any, known: None, key: Any) -> jax.Array:
+        del known, key
         return finish(add(start(c), left, right))
 
     if length is None:

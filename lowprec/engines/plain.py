@@ -87,11 +87,16 @@ def _finish(total: jax.Array) -> jax.Array:
 def _sequential(engine: Engine, register: Register, depth: int) -> Kernel:
     del depth
 
-    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+    def step(
+        total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None
+    ) -> jax.Array:
+        del known
         if a.shape[0] > 2 * STEP:
             whole = a.shape[0] - a.shape[0] % STEP
             parts = [x[:whole].reshape(-1, STEP, x.shape[1]) for x in (a, b)]
-            total = lax.scan(lambda t, x: (step(t, x[0], x[1], None), None), total, tuple(parts))[0]
+            total = lax.scan(
+                lambda t, x: (step(t, x[0], x[1], None, None), None), total, tuple(parts)
+            )[0]
             a, b = a[whole:], b[whole:]
         words = None
         if key is not None:
@@ -114,9 +119,12 @@ def _chunked(engine: Engine, register: Register, depth: int) -> Kernel:
     outer = _nearest(register, engine.outer)
     inner = _sequential(engine, _nearest(register), 0)
 
-    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
+    def step(
+        total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None
+    ) -> jax.Array:
+        del known
         partial = jnp.zeros_like(total)
-        return outer.add(total, inner.step(lax.optimization_barrier(partial), a, b, key))
+        return outer.add(total, inner.step(lax.optimization_barrier(partial), a, b, None, key))
 
     return Kernel(engine.fused_length, functools.partial(_start, outer), step, _finish)
 
@@ -129,8 +137,8 @@ def _compensated(engine: Engine, register: Register, depth: int) -> Kernel:
         total = _start(register, c)
         return total, jnp.zeros_like(total)
 
-    def step(state: Any, a: jax.Array, b: jax.Array, key: jax.Array | None) -> Any:
-        del key
+    def step(state: Any, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None) -> Any:
+        del known, key
         total, error = state
         for k in range(a.shape[0]):
             term = register.add(register.multiply(a[k][:, None], b[k][None, :]), -error)
@@ -155,8 +163,8 @@ def _tree(engine: Engine, register: Register, depth: int) -> Kernel:
         waiting = jnp.zeros((places, *c.shape), jnp.float32)
         return waiting, jnp.zeros((), jnp.int32), _start(register, c)
 
-    def step(state: Any, a: jax.Array, b: jax.Array, key: jax.Array | None) -> Any:
-        del key
+    def step(state: Any, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None) -> Any:
+        del known, key
         waiting, count, c = state
         sums = [register.multiply(a[k][:, None], b[k][None, :]) for k in range(a.shape[0])]
         carried = _pairs(register, sums)
@@ -195,8 +203,10 @@ def _pairwise(engine: Engine, register: Register, depth: int) -> Kernel:
     del depth
     assert engine.fused_length is not None
 
-    def step(total: jax.Array, a: jax.Array, b: jax.Array, key: jax.Array | None) -> jax.Array:
-        del key
+    def step(
+        total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None
+    ) -> jax.Array:
+        del known, key
         sums = [register.multiply(a[k][:, None], b[k][None, :]) for k in range(a.shape[0])]
         return register.add(total, _pairs(register, sums))
 

@@ -27,7 +27,7 @@ class Sum(NamedTuple):
 
 
 def from_integer(value: jax.Array, exponent: jax.Array) -> Sum:
-    """value * 2^exponent of an int32."""
+    """value * 2^exponent of an int32 above -2^31."""
     sign = lax.bitcast_convert_type(value, jnp.uint32) & float32.SIGN
     magnitude = lax.bitcast_convert_type(jnp.abs(value), jnp.uint32)
     zeros = jnp.minimum(lax.clz(magnitude), 31)

@@ -26,8 +26,8 @@ class Terms(NamedTuple):
     Attributes:
       value: float32: the number, or its significand below 2 in magnitude.
       exponent: int8 or int16, of zero a number below all others.
-      special: float32: NaN and Inf as they are, else the sign, or 0 of a zero; None where the
-        format has neither.
+      special: float32: NaN and Inf as they are, else the sign, or 0 of a zero; None where neither
+        format has Inf, and a NaN is seen to elsewhere.
       scale: int32 (K / steps, n): the exponent of the scale of each step; None without.
     """
 
@@ -44,7 +44,6 @@ class Reading:
     Attributes:
       a, b: their smallest exponents and precisions, hidden bit counted, in (exponent, bits).
       direct: whether `value` is the number itself, all products being normal float32 numbers.
-      special: whether either format has Inf or NaN.
       infinite: whether either has Inf.
     """
 
@@ -52,7 +51,6 @@ class Reading:
     b: tuple[int, int]
     top: tuple[int, int]
     direct: bool
-    special: bool
     infinite: bool
 
     @property
@@ -88,7 +86,6 @@ def reading(a: Format, b: Format, scaled: bool) -> Reading:
         b=ends[1],
         top=(tops[0], tops[1]),
         direct=direct,
-        special=any(fmt.has_inf or fmt.has_nan for fmt in (a, b)),
         infinite=any(fmt.has_inf for fmt in (a, b)),
     )
 
@@ -121,29 +118,51 @@ def take_apart(
     read = jnp.where(significand == 0, how.zero, read).astype(how.dtype)
     special = None
     if whole:
-        special = float32.from_bits(bits)
-    elif how.special:
+        # A subnormal would be flushed by a product with it: as a normal number it leaves Inf Inf.
+        raised = (bits & float32.SIGN) | np.uint32(0x800000)
+        subnormal = (significand != 0) & (size < np.uint32(0x800000))
+        special = float32.from_bits(jnp.where(subnormal, raised, bits))
+    elif how.infinite:
         one = jnp.where(significand == 0, 0, float32.ONE | sign)
         special = float32.from_bits(jnp.where(size < float32.INFINITY, one, bits))
     return Terms(value, read, special)
 
 
-def largest_exponent(a: Terms, b: Terms, how: Reading) -> jax.Array:
-    """The largest exponent of the products of (L, R) and (L, C): int32 (R, C), NONE of zeros."""
-    largest = a.exponent[0][:, None] + b.exponent[0][None, :]
-    for k in range(1, a.exponent.shape[0]):
-        largest = jnp.maximum(largest, a.exponent[k][:, None] + b.exponent[k][None, :])
-    largest = largest.astype(jnp.int32)
-    return jnp.where(largest < how.lowest, NONE, largest)
+def largest_exponent(a: jax.Array, b: jax.Array, chosen: list[int]) -> jax.Array:
+    """The largest sum of exponents over some k of (steps, L, R) and (steps, L, C)."""
+    largest = None
+    for k in chosen:
+        total = a[:, k, :, None] + b[:, k, None, :]
+        largest = total if largest is None else jnp.maximum(largest, total)
+    assert largest is not None
+    return largest
+
+
+def product_exponent(largest: jax.Array, how: Reading) -> jax.Array:
+    """`largest_exponent` as int32, NONE where all products are zero."""
+    wide = largest.astype(jnp.int32)
+    return jnp.where(wide < how.lowest, NONE, wide)
 
 
 def accumulator_terms(bits: jax.Array, lowest: int) -> tuple[jax.Array, jax.Array]:
-    """Significand below 2 in float32 and exponent of a finite float32; NONE of zero."""
-    sign, exponent, significand = float32.unpack(bits)
-    read = jnp.maximum(exponent, lowest)
-    field = (127 + exponent - read).astype(jnp.uint32) << 23
-    value = jnp.where(significand == 0, 0, field | (significand & 0x7FFFFF)) | sign
-    return float32.from_bits(value), jnp.where(significand == 0, NONE, read)
+    """Integer of 24 bits, signed, and exponent of a finite float32; NONE of zero.
+
+    The number is integer * 2^(exponent - 23), its exponent read as a format does whose smallest
+    normal number is 2^lowest.
+    """
+    if lowest == -126:
+        field = ((bits >> 23) & 0xFF).astype(jnp.int32)
+        read = jnp.maximum(field, 1) - 127
+        size = (bits & 0x7FFFFF).astype(jnp.int32) | jnp.where(field > 0, 1 << 23, 0)
+    else:
+        # float32 is normal there: its exponent raises what the narrower format has as subnormal.
+        field = ((bits >> 23) & 0xFF).astype(jnp.int32) - 127
+        read = jnp.maximum(field, lowest)
+        size = ((bits & 0x7FFFFF) | 0x800000).astype(jnp.int32) >> jnp.minimum(read - field, 31)
+        size = jnp.where(field == -127, 0, size)
+    nothing = bits & float32.MAGNITUDE == 0
+    signed = jnp.where(bits >> 31 == 1, -size, size)
+    return signed, jnp.where(nothing, NONE, read)
 
 
 def special_sum(a: jax.Array, b: jax.Array) -> jax.Array:

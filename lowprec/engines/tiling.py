@@ -17,14 +17,19 @@ class Kernel(NamedTuple):
     Attributes:
       length: how many k a step takes; the last step may take fewer.
       start: c's float32 bits (R, C) to the state.
-      step: state, leaves (length, R) of a, (length, C) of b and a key or None, to the next state.
+      step: state, leaves (length, R) of a, (length, C) of b, what `before` gives and a key or None,
+        to the next state.
       finish: state to float32 bits (R, C).
+      before: leaves (steps, length, R) and (steps, length, C) of all whole steps at once to what
+        each step is handed beside them, first axis (steps,); None for nothing. It is computed in a
+        loop of its own, which narrow integers make worth its while.
     """
 
     length: int
     start: Callable[[jax.Array], Any]
-    step: Callable[[Any, Any, Any, jax.Array | None], Any]
+    step: Callable[[Any, Any, Any, Any, jax.Array | None], Any]
     finish: Callable[[Any], jax.Array]
+    before: Callable[[Any, Any], Any] = lambda a, b: None
 
 
 def over_tiles(
@@ -47,9 +52,33 @@ def over_tiles(
 
     def row(operands: Any) -> jax.Array:
         a_tile, c_row, key_row = operands
-        return lax.map(lambda x: tile(a_tile, *x), (b_tiles, c_row, key_row))
+        return _map(lambda x: tile(a_tile, *x), (b_tiles, c_row, key_row))
 
-    return join_tiles(lax.map(row, (a_tiles, c_tiles, keys)), (m, n))
+    return join_tiles(_map(row, (a_tiles, c_tiles, keys)), (m, n))
+
+
+def _taken(x: Any, index: jax.Array | int) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, 0, False), x)
+
+
+def _map(function: Callable[[Any], jax.Array], operands: Any) -> jax.Array:
+    """`lax.map`, which takes the next operands while it works on these, and carries them over.
+
+    Slices that a compiler moves into a loop over elements keep it from being vectorised.
+    """
+    count = jax.tree.leaves(operands)[0].shape[0]
+    first = _taken(operands, 0)
+    if count == 1:
+        return function(first)[None]
+    shape = jax.eval_shape(function, first)
+    out = jnp.zeros((count, *shape.shape), shape.dtype)
+
+    def step(index: jax.Array, carried: Any) -> Any:
+        out, here = carried
+        out = lax.dynamic_update_index_in_dim(out, function(here), index, 0)
+        return out, _taken(operands, jnp.minimum(index + 1, count - 1))
+
+    return lax.fori_loop(0, count, step, (out, first))[0]
 
 
 def _steps(kernel: Kernel, depth: int, a: Any, b: Any, state: Any, key: jax.Array | None) -> Any:
@@ -62,14 +91,21 @@ def _steps(kernel: Kernel, depth: int, a: Any, b: Any, state: Any, key: jax.Arra
             per_step = x.shape[0] * kernel.length // depth
             return x[: per_step * whole].reshape(whole, per_step, *x.shape[1:])
 
-        def step(state: Any, chunk: Any) -> tuple[Any, None]:
-            return kernel.step(state, chunk[0], chunk[1], chunk[2]), None
+        left_chunks, right_chunks = jax.tree.map(cut, (a, b))
+        known = kernel.before(left_chunks, right_chunks)
+        chunks = (left_chunks, right_chunks, known, None if keys is None else keys[:whole])
 
-        chunks = (*jax.tree.map(cut, (a, b)), None if keys is None else keys[:whole])
-        state = lax.scan(step, state, chunks)[0]
+        def step(index: jax.Array, carried: Any) -> Any:
+            state, chunk = carried
+            following = _taken(chunks, jnp.minimum(index + 1, whole - 1))
+            return kernel.step(state, *chunk), following
+
+        state = lax.fori_loop(0, whole, step, (state, _taken(chunks, 0)))[0]
     if left:
         rest_a, rest_b = jax.tree.map(lambda x: x[whole * kernel.length :], (a, b))
-        state = kernel.step(state, rest_a, rest_b, None if keys is None else keys[whole])
+        one_step = jax.tree.map(lambda x: x[None], (rest_a, rest_b))
+        known = jax.tree.map(lambda x: x[0], kernel.before(*one_step))
+        state = kernel.step(state, rest_a, rest_b, known, None if keys is None else keys[whole])
     return state
 
 

@@ -11,12 +11,15 @@ from lowprec.engines import wide
 from lowprec.engines.aligned import Alignment, sum_of, sum_products
 from lowprec.engines.engine import Engine
 from lowprec.engines.fused import at, finish_specials
+from lowprec.engines.fused import parts as fused_parts
 from lowprec.engines.register import Sum, round_sum
-from lowprec.engines.terms import Reading, Terms, largest_exponent
+from lowprec.engines.terms import Reading, Terms, product_exponent
 from lowprec.numerics import float32
 
 
-def step(engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array) -> jax.Array:
+def step(
+    engine: Engine, how: Reading, a: Terms, b: Terms, tops: list[jax.Array], c: jax.Array
+) -> jax.Array:
     """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result.
 
     `special` of the operands holds their values: a product beyond float32's range counts as Inf.
@@ -26,14 +29,16 @@ def step(engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array) -> jax.
     terms = [float32.from_bits(c), *products]
     special = sum_of([jnp.where(jnp.isfinite(x), 0, x) for x in terms])
     finite = jnp.where(c & float32.MAGNITUDE < float32.INFINITY, c, 0)
-    rounded = _finite(engine, how, a, b, finite)
+    rounded = _finite(engine, how, a, b, tops, finite)
     return finish_specials(engine, float32.to_bits(special), rounded)
 
 
-def _finite(engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array) -> jax.Array:
+def _finite(
+    engine: Engine, how: Reading, a: Terms, b: Terms, tops: list[jax.Array], c: jax.Array
+) -> jax.Array:
     bits, more = engine.fraction_bits, engine.second_fraction_bits
     assert bits is not None and more is not None
-    products, top = _products(engine, how, a, b)
+    products, top = _products(engine, how, a, b, tops)
     sign, own, significand = float32.unpack(c)
     lowest = engine.output.min_exponent
     read = jnp.where(significand == 0, lowest, jnp.maximum(own, lowest))
@@ -41,23 +46,26 @@ def _finite(engine: Engine, how: Reading, a: Terms, b: Terms, c: jax.Array) -> j
     if engine.drop_accumulator_below is not None:
         significand = jnp.where(read < exponent - engine.drop_accumulator_below, 0, significand)
     # Products are in units of 2^(top - bits), c in those of 2^(exponent - bits), cut downwards.
-    size = lax.bitcast_convert_type(significand << (bits - 23), jnp.int32)
-    whole = jnp.where(sign == 0, size, -size) >> jnp.clip(exponent - own, 0, 31)
+    size = lax.bitcast_convert_type(significand << max(bits - 23, 0), jnp.int32)
+    below = jnp.clip(exponent - own + max(23 - bits, 0), 0, 31)
+    whole = jnp.where(sign == 0, size, -size) >> below
     guard = more + 1 - bits
     moved = wide.shift_right(wide.shift_left(wide.widen(products), guard), exponent - top)
     total = wide.add(moved, wide.shift_left(wide.widen(whole), guard))
     return _rounded_down(engine, total, exponent - more - 1)
 
 
-def _products(engine: Engine, how: Reading, a: Terms, b: Terms) -> tuple[jax.Array, jax.Array]:
+def _products(
+    engine: Engine, how: Reading, a: Terms, b: Terms, tops: list[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Their sum as an int32 in units of 2^(exponent - fraction_bits), and that exponent."""
     assert engine.fraction_bits is not None
     align = Alignment(engine.fraction_bits, engine.alignment_rounding)
     length = a.value.shape[0]
     parts = []
-    for chosen in (range(0, length, 2), range(1, length, 2)) if engine.halves else [range(length)]:
-        left, right = (at(x, list(chosen), length) for x in (a, b))
-        top = largest_exponent(left, right, how)
+    for index, chosen in enumerate(fused_parts(engine, length)):
+        left, right = (at(x, chosen, length) for x in (a, b))
+        top = product_exponent(tops[index], how)
         partials = sum_products(left, right, how, top, align)
         parts.append((sum_of([x for x, _ in partials]), top))
     if len(parts) == 1:

@@ -11,6 +11,7 @@ from lowprec.report.digest import Column, Row, Table
 from lowprec.report.figures import crest, matmul_bound, nvfp4_rounding, scale_rules
 from lowprec.report.findings import Finding
 from lowprec.report.formats import FormatResults
+from lowprec.report.section import Section
 
 FIGURES: Mapping[str, tuple[str, shown.Draw, tuple[str, ...]]] = {
     "scale_rule_loss": ("What scale rules lose", scale_rules.rule_losses, ("rules",)),
@@ -29,26 +30,9 @@ FIGURES: Mapping[str, tuple[str, shown.Draw, tuple[str, ...]]] = {
 """Every figure by name: its heading, its function, and the tables it is drawn from."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FormatSection:
-    """What the page shows of a comparison of formats, and how it came about.
-
-    Attributes:
-      command, date, seconds: of the run that made the tables.
-      findings, figures, tables: in the order of the page.
-    """
-
-    command: str
-    date: str
-    seconds: int
-    findings: list[Finding]
-    figures: list[shown.Shown]
-    tables: list[Table]
-
-
-def format_section(results: FormatResults) -> FormatSection:
+def format_section(results: FormatResults) -> Section:
     """The section of these results, its figures drawn anew."""
-    return FormatSection(
+    return Section(
         command=str(results.manifest.get("command", "")),
         date=str(results.manifest.get("date", "")),
         seconds=int(results.manifest.get("seconds", 0)),

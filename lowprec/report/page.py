@@ -9,10 +9,13 @@ import jinja2
 import polars as pl
 
 from lowprec.report import digest, entries, figures, tables
+from lowprec.report.accumulation import read_accumulation
+from lowprec.report.accumulation_section import accumulation_section
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
-from lowprec.report.formats_section import FormatSection, format_section
+from lowprec.report.formats_section import format_section
 from lowprec.report.results import SCHEMAS, Results
+from lowprec.report.section import Section
 from lowprec.report.shown import Draw, Shown, standalone
 from lowprec.report.shown import show as show_figure
 
@@ -29,8 +32,9 @@ FIGURES: Mapping[str, tuple[str, str, Draw]] = {
 def write_report(results: Results, out: Path) -> Path:
     """Writes tables, figures, the manifest and `index.html` into the directory `out`.
 
-    The directory is made where it is missing, its parent is not. Where it has a folder `formats`,
-    with what `lowprec.report.formats.write_formats` wrote, the page has a section of it. The same
+    The directory is made where it is missing, its parent is not. Where it has a folder `formats`
+    or `accumulation`, with what `lowprec.report.formats.write_formats` or
+    `lowprec.report.accumulation.write_accumulation` wrote, the page has a section of it. The same
     results give the same bytes in every file; measured times are in `timings.*` and in a table of
     the page alone.
 
@@ -58,8 +62,10 @@ def write_report(results: Results, out: Path) -> Path:
                 path.write_text(standalone(figure.wide), encoding="utf-8")
         compared = read_formats(out / "formats")
         formats = None if compared is None else format_section(compared)
+        studied = read_accumulation(out / "accumulation")
+        accumulation = None if studied is None else accumulation_section(studied)
         page = out / "index.html"
-        text = render(results, [f for f in shown if f is not None], formats)
+        text = render(results, [f for f in shown if f is not None], formats, accumulation)
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write the report to {out}: {error}") from error
@@ -72,7 +78,12 @@ def show(name: str, results: Results) -> Shown | None:
     return show_figure(name, heading, data, draw, getattr(results, data))
 
 
-def render(results: Results, shown: list[Shown], formats: FormatSection | None = None) -> str:
+def render(
+    results: Results,
+    shown: list[Shown],
+    formats: Section | None = None,
+    accumulation: Section | None = None,
+) -> str:
     """The page's text."""
     frames = results.frames()
     return _template().render(
@@ -84,6 +95,7 @@ def render(results: Results, shown: list[Shown], formats: FormatSection | None =
         findings=findings(results),
         figures=shown,
         formats=formats,
+        accumulation=accumulation,
         tables=digest.page_tables(results),
         timings=digest.timing_table(results.timings),
         entries=entries.used_entries(results),

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lowprec.report import words
 
@@ -23,6 +24,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p", "d")
 WIDE, NARROW = 10.4, 3.75
 """Widths of a figure in inches: of the page, and of a phone."""
+_RAISED = "\N{SUPERSCRIPT MINUS}⁰¹²³⁴⁵⁶⁷⁸⁹"
 Look = dict[str, Any]
 """Colour and marker of a series, as keywords of matplotlib."""
 
@@ -83,9 +85,13 @@ def look(narrow: bool = False, salt: str = "lowprec") -> Iterator[None]:
         yield
 
 
-def start(narrow: bool, height: float, narrow_height: float, title: str) -> Figure:
-    """An empty figure with its finding as the title, at the left."""
-    lines = textwrap.wrap(words.label(title, 400), 40 if narrow else 100, break_on_hyphens=False)
+def start(
+    narrow: bool, height: float, narrow_height: float, title: str, letters: int = 100
+) -> Figure:
+    """An empty figure with its finding as the title, at the left, `letters` a line where wide."""
+    lines = textwrap.wrap(
+        words.label(title, 400), 40 if narrow else letters, break_on_hyphens=False
+    )
     width, tall = (NARROW, narrow_height) if narrow else (WIDE, height)
     tall += 0.2 * len(lines) - 0.4
     figure = Figure(figsize=(width, tall), layout="constrained")
@@ -112,6 +118,21 @@ def legend(figure: Figure, handles: Sequence[Line2D], narrow: bool, columns: int
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(len(handles), (2 if longest <= 20 else 1) if narrow else columns)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def powers_of_ten(axes: Axes) -> None:
+    """A logarithmic axis upward, its powers written out: mathematical text is switched off."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(numticks=9))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _power(value: float) -> str:
+    exponent = round(math.log10(value))
+    if -3 <= exponent <= 3:
+        return f"{value:g}"
+    return f"10{str(exponent).translate(str.maketrans('-0123456789', _RAISED))}"
 
 
 def floor_line(axes: Axes, value: float | None, name: str, dashes: str) -> None:

@@ -1,0 +1,233 @@
+"""How fast are emulated matrix engines, beside this machine's own float32 matrix product?
+
+    python experiments/throughput_engines.py [--sizes 1024 2048] [--rounds 5] [--linear] [--out DIR]
+
+A square product in every engine of the table, and the machine's float32 product, are timed once a
+round, in turn, so that what else the machine does falls on both; a ratio is the median over rounds,
+with its quartiles. `plain` is a call inside a caller's own `jax.jit`, `options` one compiled with
+`lowprec.compiler_options()`. `--linear` times one engine over sizes from 256 to 4096 and draws it.
+PyPI mmasim, the reference model, is timed where it is installed, on 128 x 128 x 512. Times are of
+emulation: they say nothing of the hardware that has the engines.
+"""
+
+import argparse
+import csv
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowprec as lp
+
+Call = Callable[[], Any]
+HOPPER_FP8 = "hopper.wgmma.fp8.fp32"
+GOALS: dict[str, tuple[str, float, float]] = {
+    HOPPER_FP8: ("float8_e4m3fn", 15, 25),
+    "hopper.wgmma.fp16.fp32": ("float16", 20, 30),
+    "blackwell.tcgen05.mxf8f6f4.fp32": ("float8_e4m3fn", 20, 30),
+    "hopper.wgmma.bf16.fp32": ("bfloat16", 30, 45),
+    "hopper.wgmma.tf32.fp32": ("tensorfloat32", 30, 45),
+    "blackwell.tcgen05.mxf4.fp32": ("float4_e2m1fn", 25, 25),
+    "blackwell.tcgen05.nvf4.fp32": ("float4_e2m1fn", 25, 25),
+    "fp32": ("float32", 8, 8),
+    "sequential.float16.nearest_even": ("float16", 60, 60),
+    "sequential.bfloat16.nearest_even": ("bfloat16", 60, 60),
+    "chunked.64.e6m9.e6m9": ("float8_e5m2", 60, 60),
+}
+"""Engines with the format of their operands, and how many times the machine's own product they may
+take: compiled with options, and plain."""
+WITHOUT_GOAL = {
+    "sequential.float16.stochastic": "float16",
+    "fp32_fma": "float32",
+    "cdna3.mfma.fp16.fp32": "float16",
+    "native": "float32",
+}
+LINEAR = (256, 512, 1024, 2048, 4096)
+
+
+class Row(NamedTuple):
+    """A line of the table: times in seconds, ratios to the machine's float32 product."""
+
+    size: int
+    engine: str
+    way: str
+    seconds: float
+    multiply_adds_per_second: float
+    times_float32: float
+    low: float
+    high: float
+    wanted: float | None
+    met: str
+    compile_seconds: float
+    temporary_bytes: int
+    device: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", default=[*GOALS, *WITHOUT_GOAL])
+    parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("reports/throughput"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for size in arguments.sizes:
+        for engine in arguments.engines:
+            for row in timed(engine, size, arguments.rounds):
+                rows.append(row)
+                print(line(row), flush=True)
+            write(arguments.out / "engines.csv", rows)
+    if HOPPER_FP8 in arguments.engines:
+        ours = [row for row in rows if row.engine == HOPPER_FP8]
+        print(beside_mmasim(max(row.multiply_adds_per_second for row in ours)))
+    if arguments.linear:
+        linear = [row for size in LINEAR for row in timed(HOPPER_FP8, size, 2, ("plain",))]
+        write(arguments.out / "linear.csv", linear)
+        draw(linear, arguments.out / "linear.png")
+
+
+def timed(
+    engine: str, size: int, rounds: int, ways: tuple[str, ...] = ("plain", "options")
+) -> list[Row]:
+    """One engine at one size, both ways, against the machine's own product in the same rounds."""
+    given, arrays = operands(engine, size)
+    multiply = lambda *x: lp.matmul(x[0], x[1], engine=engine, **with_scales(given, x))  # noqa: E731
+    a = jax.random.normal(jax.random.key(2), (size, size))
+    own = compiled(lambda x, y: jnp.matmul(x, y, precision="highest"), (a, a), None)
+    options = {"plain": None, "options": lp.compiler_options()}
+    programs = {way: compiled(multiply, arrays, options[way]) for way in ways}
+    calls = {"own": own[0]} | {way: program[0] for way, program in programs.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            repeats = 5 if name == "own" else 1
+            start = time.perf_counter()
+            for _ in range(repeats):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats)
+    return [row(engine, size, way, times, programs[way]) for way in ways]
+
+
+def operands(engine: str, size: int) -> tuple[dict[str, Any], tuple[jax.Array, ...]]:
+    """Standard normal operands in the engine's format, with scales near 1 where it takes them."""
+    fmt = GOALS[engine][0] if engine in GOALS else WITHOUT_GOAL[engine]
+    found = lp.get_engine(engine)
+    values = [
+        lp.cast(jax.random.normal(jax.random.key(seed), (size, size)), fmt) for seed in (0, 1)
+    ]
+    # A narrower type says that products are exact.
+    if fmt in ("float16", "bfloat16"):
+        values = [x.astype(fmt) for x in values]
+    named = bool(found.inputs) or fmt not in ("float32", "float16", "bfloat16")
+    given: dict[str, Any] = {"a_format": fmt, "b_format": fmt} if named else {}
+    if found.output_rounding == "stochastic":
+        given["key"] = jax.random.key(0)
+    if found.scale_block is None:
+        return given, tuple(values)
+    one = 127 if found.scale_formats[0].name == "float8_e8m0fnu" else 56
+    blocks = size // found.scale_block
+    scales = jnp.full((size, blocks), one, jnp.uint8), jnp.full((blocks, size), one, jnp.uint8)
+    return given, (*values, *scales)
+
+
+def with_scales(given: dict[str, Any], arrays: tuple[jax.Array, ...]) -> dict[str, Any]:
+    return given | dict(zip(("a_scale", "b_scale"), arrays[2:], strict=False))
+
+
+def compiled(
+    function: Callable[..., jax.Array],
+    arrays: tuple[jax.Array, ...],
+    options: dict[str, Any] | None,
+) -> tuple[Call, float, int]:
+    """A call that waits for its result, the seconds of its compilation, its temporaries' bytes."""
+    lowered = jax.jit(function, compiler_options=options).lower(*arrays)
+    start = time.perf_counter()
+    program = lowered.compile()
+    seconds = time.perf_counter() - start
+    call = lambda: jax.block_until_ready(program(*arrays))  # noqa: E731
+    call()
+    analysis = program.memory_analysis()
+    return call, seconds, analysis.temp_size_in_bytes if analysis is not None else 0
+
+
+def row(
+    engine: str,
+    size: int,
+    way: str,
+    times: dict[str, list[float]],
+    program: tuple[Call, float, int],
+) -> Row:
+    ratios = sorted(mine / own for mine, own in zip(times[way], times["own"], strict=True))
+    low, middle, high = (float(np.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
+    seconds = statistics.median(times[way])
+    wanted = GOALS[engine][1 if way == "options" else 2] if engine in GOALS else None
+    met = "" if wanted is None else "met" if middle <= wanted else "missed"
+    device = jax.devices()[0].device_kind
+    rate = size**3 / seconds
+    return Row(
+        size, engine, way, seconds, rate, middle, low, high, wanted, met, *program[1:], device
+    )
+
+
+def line(row: Row) -> str:
+    wanted = "" if row.wanted is None else f"  wanted {row.wanted:g}: {row.met}"
+    return (
+        f"{row.size:5} {row.engine:34} {row.way:8} {row.multiply_adds_per_second:9.2e} multiply-"
+        f"adds/s  {row.times_float32:6.1f} times float32 ({row.low:.1f} to {row.high:.1f}){wanted}"
+        f"  compiled in {row.compile_seconds:.1f} s"
+    )
+
+
+def beside_mmasim(ours: float) -> str:
+    """How many times faster than the reference model, on its own largest instruction."""
+    try:
+        torch = importlib.import_module("torch")
+        model = importlib.import_module("mmasim.nv_ptx.sim")
+    except ImportError as error:
+        return f"mmasim is missing: {error}"
+    op = model.WGMMA("Hopper", "m64n256k32.f32.e4m3.e4m3")
+    a, b = (torch.randn(shape).to(torch.float8_e4m3fn) for shape in ((128, 512), (512, 128)))
+    c = torch.zeros(128, 128)
+    op(a, b, c)
+    start = time.perf_counter()
+    op(a, b, c)
+    theirs = 128 * 128 * 512 / (time.perf_counter() - start)
+    return f"mmasim 2.1.1: {theirs:.2e} multiply-adds/s; ours is {ours / theirs:.0f} times as fast"
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for one in rows:
+            writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in one)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """Seconds against multiply-adds, beside a line of slope one."""
+    plt = importlib.import_module("matplotlib.pyplot")
+    work = np.array([row.size**3 for row in rows], float)
+    seconds = np.array([row.seconds for row in rows])
+    slope = float(np.polyfit(np.log(work[1:]), np.log(seconds[1:]), 1)[0])
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    axes.loglog(work, seconds, "o-", color="#0072B2", label=HOPPER_FP8)
+    axes.loglog(work, work * seconds[-1] / work[-1], "--", color="#555555", label="linear")
+    axes.set(
+        xlabel="multiply-adds (M N K), M = N = K from 256 to 4096",
+        ylabel="seconds (emulation on this machine)",
+        title=f"Emulation costs M N K to the power {slope:.2f} from 512 on",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Operands of a study of accumulation: random numbers of a kind, or drawn after a captured card."""
+
+import csv
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import NormalDist
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from lowprec.numerics.format import Format
+from lowprec.scaling.cast import cast
+from lowprec.study.accumulation_config import Config, Distribution
+
+Draw = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.float64]]
+KINDS: dict[str, Draw] = {
+    "uniform": lambda rng, shape: rng.random(shape),
+    "symmetric": lambda rng, shape: 2 * rng.random(shape) - 1,
+    "normal": lambda rng, shape: rng.standard_normal(shape),
+    "half_normal": lambda rng, shape: np.abs(rng.standard_normal(shape)),
+    "rectified": lambda rng, shape: np.maximum(rng.standard_normal(shape), 0),
+}
+"""Kinds of independent numbers: U(0, 1), U(-1, 1), N(0, 1), its magnitude, its positive part."""
+CARD = "card:"
+
+
+class Card(NamedTuple):
+    """What of a captured operand's card a synthetic one keeps.
+
+    Attributes:
+      rms, excess_kurtosis, outlier_channel_ratio: as `lowprec.models.cards.OperandCard`.
+      channels: how many the captured operand had, of which the outlier is the largest.
+    """
+
+    rms: float
+    excess_kurtosis: float
+    outlier_channel_ratio: float
+    channels: int
+
+
+class Operands(NamedTuple):
+    """Pairs of matrices in float32, each number one of the format's.
+
+    Attributes:
+      a: (seeds, rows, K).
+      b: (seeds, K, columns).
+    """
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+
+
+def read_cards(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of a report's cards.csv by the operand's name."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return {row["tensor"]: row for row in csv.DictReader(file)}
+
+
+def card_of(row: Mapping[str, str]) -> Card:
+    """The card of a row of cards.csv; channels lie along the contraction axis."""
+    channels = row["columns"] if row["tensor"].endswith(".x") else row["rows"]
+    return Card(
+        rms=float(row["rms"]),
+        excess_kurtosis=float(row["excess_kurtosis"]),
+        outlier_channel_ratio=float(row["outlier_channel_ratio"]),
+        channels=int(channels),
+    )
+
+
+def synthesize(card: Card, rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """Numbers after a card: (vectors, K), independent but for the size of their channel.
+
+    A channel's scale is exp(s z), z normal, with s such that the largest of as many channels as
+    were captured is expected at `outlier_channel_ratio` times the median. The numbers of a channel
+    are its scale times Student's t with the degrees of freedom that make the kurtosis of the whole
+    the card's: scales alone give 3 exp(4 s^2), and where that is enough the numbers are normal.
+    The rms is the card's. What the card does not say is not there: means, directions that vectors
+    share, and any relation between the two operands of a product.
+
+    Args:
+      card: of the captured operand.
+      rng: where the numbers come from.
+      shape: vectors and K, which may exceed the captured ones.
+    """
+    vectors, depth = shape
+    place = (card.channels - 0.375) / (card.channels + 0.25)  # Blom 1958: the largest of n
+    spread = math.log(max(card.outlier_channel_ratio, 1.0)) / NormalDist().inv_cdf(place)
+    scales = np.exp(spread * rng.standard_normal(depth))
+    excess = (card.excess_kurtosis + 3) / math.exp(4 * spread**2) - 3
+    if excess > 0:
+        freedom = 4 + 6 / excess
+        numbers = rng.standard_t(freedom, (vectors, depth)) / math.sqrt(freedom / (freedom - 2))
+    else:
+        numbers = rng.standard_normal((vectors, depth))
+    return numbers * (scales * card.rms / math.exp(spread**2))
+
+
+def draw(
+    distribution: Distribution, config: Config, fmt: Format, cards: Mapping[str, Card]
+) -> Operands:
+    """The operands of every seed, rounded to the format, to nearest even.
+
+    Raises:
+      ValueError: a kind that there is not, or a card that is missing.
+    """
+    sides = []
+    for side, (name, vectors) in enumerate(
+        ((distribution.a, config.rows), (distribution.b, config.columns))
+    ):
+        number = _source(name, cards)
+        drawn = np.stack(
+            [
+                number(np.random.default_rng([config.seed, seed, side]), (vectors, config.depth))
+                for seed in range(config.seeds)
+            ]
+        )
+        if distribution.scaled:
+            drawn *= fmt.max / np.abs(drawn).max(axis=(1, 2), keepdims=True)
+        sides.append(np.asarray(cast(jnp.asarray(drawn.astype(np.float32)), fmt)))
+    return Operands(sides[0], np.ascontiguousarray(sides[1].transpose(0, 2, 1)))
+
+
+def _source(name: str, cards: Mapping[str, Card]) -> Draw:
+    if name in KINDS:
+        return KINDS[name]
+    tensor = name.removeprefix(CARD)
+    if tensor == name or tensor not in cards:
+        raise ValueError(
+            f"no numbers are called {name!r}; use {', '.join(KINDS)}, or {CARD} and one of "
+            f"{', '.join(cards) or 'no cards'}"
+        )
+    card = cards[tensor]
+    return lambda rng, shape: synthesize(card, rng, shape)
