@@ -51,11 +51,16 @@ def _flushed_to_zero(
     assert length is not None
     flushed = []
     for x, fmt in zip(floats, formats, strict=True):
-        smallest = np.float32((fmt or engine.output).min_normal or 0)
-        x = jnp.where(jnp.abs(x) < smallest, 0, x)
-        flushed.append(jnp.pad(x, [(0, -x.shape[0] % length), (0, 0)]))
-    tiny = c & float32.MAGNITUDE < float32.constant(2.0**-126)
-    return flushed, jnp.where(tiny, 0, c)
+        smallest = np.float32((fmt or engine.output).min_normal or 0).view(np.uint32)
+        bits = _without_subnormals(float32.to_bits(x), smallest)
+        flushed.append(float32.from_bits(jnp.pad(bits, [(0, -x.shape[0] % length), (0, 0)])))
+    return flushed, _without_subnormals(c, float32.constant(2.0**-126))
+
+
+def _without_subnormals(bits: jax.Array, smallest: np.uint32) -> jax.Array:
+    """float32 bits, +0 where they are subnormal in a format; -0 stays."""
+    size = bits & float32.MAGNITUDE
+    return jnp.where((size != 0) & (size < smallest), 0, bits)
 
 
 def _register(engine: Engine, formats: tuple[Format | None, Format | None]) -> Register:

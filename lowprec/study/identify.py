@@ -140,7 +140,7 @@ def identify(
       >>> import ml_dtypes
       >>> import lowprec as lp
       >>> rng = np.random.default_rng(0)
-      >>> a, b = (rng.normal(size=s).astype(ml_dtypes.float8_e4m3fn) for s in ((4, 64), (64, 4)))
+      >>> a, b = (rng.normal(size=s).astype(ml_dtypes.float8_e4m3fn) for s in ((8, 32), (32, 8)))
       >>> out = np.asarray(lp.matmul(a, b, engine="hopper.wgmma.fp8.fp32"))
       >>> [found.engines for found in identify(a, b, out).fitting]
       [('hopper.wgmma.fp8.fp32',)]

@@ -101,7 +101,8 @@ def test_one_rounding_where_ml_dtypes_rounds_twice() -> None:
     assert (once == values[1:]).all()
     twice = middles.astype(ml_dtypes.float8_e4m3fn).astype(np.float64)
     assert (twice != values[1:]).sum() == 63
-    assert float(lp.cast(-431.99999999999994, "float8_e4m3fn")) == -448.0
+    # A Python float is a float64 here.
+    assert float(lp.cast(-431.99999999999994, "float8_e4m3fn")) == -416.0
     assert lp.cast(np.float64(-431.99999999999994), "float8_e4m3fn") == -416.0
 
 
