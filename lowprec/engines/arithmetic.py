@@ -49,7 +49,7 @@ class Register:
             return apart(flush(a * b))
         if self.exact_products:
             return self.rounded(apart(flush(a * b)), words)
-        return self.rounded(odd_product(a, b, self.flushes), words)
+        return self.rounded(cut_product(a, b, self.flushes, self._stochastic), words)
 
     def add(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
         """a + b rounded once."""
@@ -58,7 +58,7 @@ class Register:
             return total
         # Rounding twice to nearest does no harm where the first has 2 p + 2 bits.
         if self.rounding != "nearest_even" or self.format.mantissa_bits > 10:
-            total = _to_odd(a, b, total)
+            total = _cut_sum(a, b, total, self._stochastic)
         return self.rounded(total, words)
 
     def multiply_add(
@@ -67,7 +67,8 @@ class Register:
         """a * b + c rounded once."""
         if self.exact_products and self.format.name != "float32":
             product = apart(flush(a * b))
-            return self.rounded(_to_odd(product, c, flush(product + c)), words)
+            total = _cut_sum(product, c, flush(product + c), self._stochastic)
+            return self.rounded(total, words)
         if not self._native:
             raise ValueError(
                 f"fused_multiply in {self.format.name} needs operands whose products float32 "
@@ -76,6 +77,10 @@ class Register:
         bits = float32.fused_multiply_add(*(float32.to_bits(x) for x in (a, b, c)))
         total = float32.from_bits(bits)
         return flush_operand(total) if self.flushes else total
+
+    @property
+    def _stochastic(self) -> bool:
+        return is_stochastic(self.rounding)
 
     @property
     def _native(self) -> bool:
@@ -97,20 +102,27 @@ def apart(x: jax.Array) -> jax.Array:
     return jnp.where(x == x, x, np.float32(np.nan))
 
 
-def _to_odd(a: jax.Array, b: jax.Array, total: jax.Array) -> jax.Array:
-    """a + b rounded to odd, from `total`, to nearest: then a second rounding is safe."""
+def _cut_sum(a: jax.Array, b: jax.Array, total: jax.Array, toward_zero: bool) -> jax.Array:
+    """a + b rounded to odd, or toward zero, from `total`, to nearest.
+
+    After rounding to odd a second rounding is safe, but for a stochastic one, which would take the
+    odd bit for a part of the fraction.
+    """
     other = total - a
     error = (a - (total - other)) + (b - other)
     bits = float32.to_bits(total)
     inexact = (jnp.abs(error) > 0) & (bits & float32.MAGNITUDE < float32.INFINITY)
     away = (float32.to_bits(error) ^ bits) >> 31 == 0
-    step = jnp.where(away, np.uint32(1), np.uint32(0xFFFFFFFF))
-    bits = jnp.where(inexact & (bits & 1 == 0), bits + step, bits)
+    if toward_zero:
+        bits = jnp.where(inexact & ~away, bits - 1, bits)
+    else:
+        step = jnp.where(away, np.uint32(1), np.uint32(0xFFFFFFFF))
+        bits = jnp.where(inexact & (bits & 1 == 0), bits + step, bits)
     return float32.from_bits(_not_beyond(bits, float32.to_bits(a), float32.to_bits(b)))
 
 
-def odd_product(a: jax.Array, b: jax.Array, flushes: bool) -> jax.Array:
-    """a * b of any float32 numbers rounded to odd.
+def cut_product(a: jax.Array, b: jax.Array, flushes: bool, toward_zero: bool = False) -> jax.Array:
+    """a * b of any float32 numbers rounded to odd, or toward zero.
 
     What lies below 2^-126 is a zero of its sign where that `flushes`, else a tiny number, as good
     as any other for rounding to a format that ends well above.
@@ -125,7 +137,8 @@ def odd_product(a: jax.Array, b: jax.Array, flushes: bool) -> jax.Array:
     rest = jnp.where(wide == 1, low & 0xFFFFFF, low & 0x7FFFFF)
     # Nearest is the truncated product, or the number after it.
     truncated = nearest - ((nearest ^ kept) & 1)
-    odd = jnp.where(rest != 0, truncated | 1, nearest)
+    inexact = truncated if toward_zero else truncated | 1
+    odd = jnp.where(rest != 0, inexact, nearest)
     size = nearest & float32.MAGNITUDE
     tiny = nearest if flushes else nearest | jnp.where(high | low != 0, np.uint32(0x800001), 0)
     odd = jnp.where(size == 0, tiny, jnp.where(size >= float32.INFINITY, nearest, odd))

@@ -88,7 +88,8 @@ class Engine:
       accumulator: c joins `early`, aligned as the products are; `last`, added exactly to their
         aligned sum before the one rounding; or is added in a `separate` operation after it, rounded
         to nearest even.
-      output_rounding: of a step's sum to the register.
+      output_rounding: of a step's sum to the register. `stochastic` in a `sequential` sum draws
+        23 - mantissa_bits random bits, and takes so many bits of the fraction.
       min_exponent: the alignment never goes below this exponent; None for no limit.
       zero_sign: a sum that rounds to zero is `positive`, or keeps its sign.
       nan: the NaN that an invalid sum gives: `quiet` (the first bit of the mantissa) or `all_ones`.
@@ -206,6 +207,94 @@ class Engine:
             f"like",
         )
         yield lambda: self.interleave < 1, f"interleave = {self.interleave}; at least 1"
+        yield from self._rules_of_registers()
+        yield from self._rules_of_steps()
+
+    def _rules_of_registers(self) -> Iterator[tuple[Callable[[], object], str]]:
+        register, output = self.register_format, self.output
+        plain = self.accumulation in ("sequential", "chunked", "tree", "compensated")
+        reaches = [x for x in (register, self.outer) if x is not None and x.exponent_bits >= 8]
+        yield (
+            lambda: (
+                register.mantissa_bits > output.mantissa_bits
+                or register.exponent_bits > output.exponent_bits
+            ),
+            f"register = {register.name} holds more than output = {output.name}",
+        )
+        yield (
+            lambda: plain and reaches and self.subnormals == "keep" and not self.fused_multiply,
+            f"a register of 8 exponent bits needs subnormals = 'flush': sums of {register.name} "
+            f"below 2^-126 are zeros here",
+        )
+        yield (
+            lambda: (
+                self.outer is not None
+                and self.outer.mantissa_bits > 21
+                and self.outer_rounding != "nearest_even"
+            ),
+            f"outer_rounding = {self.outer_rounding!r}: float32 accumulates to nearest_even only",
+        )
+        yield (
+            lambda: (
+                is_stochastic(self.output_rounding)
+                and self.accumulation == "sequential"
+                and self.output_rounding != "stochastic"
+            ),
+            f"output_rounding = {self.output_rounding!r}; 'sequential' has 'stochastic' alone",
+        )
+
+    def _rules_of_steps(self) -> Iterator[tuple[Callable[[], object], str]]:
+        kind, length = self.accumulation, self.fused_length or 1
+        bits, more = self.fraction_bits or 0, self.second_fraction_bits or 0
+        yield (
+            lambda: kind in ("fused", "grouped", "two_step") and not self.inputs,
+            f"accumulation = {kind!r} needs inputs, the formats whose exponents it aligns",
+        )
+        yield (
+            lambda: kind == "pairwise" and (self.fused_length not in (2, 4)),
+            f"accumulation = 'pairwise' needs fused_length = 2 or 4, got {self.fused_length}",
+        )
+        yield (
+            lambda: kind == "pairwise" and self.output.name != "float32",
+            "accumulation = 'pairwise' has output = 'float32'",
+        )
+        yield (
+            lambda: self.scale_formats and kind not in ("fused", "grouped", "unknown"),
+            f"accumulation = {kind!r} takes no block scales",
+        )
+        yield (
+            lambda: kind not in ("fused", "unknown") and self.interleave != 1,
+            f"interleave = {self.interleave} belongs to accumulation = 'fused'",
+        )
+        yield (
+            lambda: kind in ("grouped", "two_step") and self.accumulator != "early",
+            f"accumulator = {self.accumulator!r}: in accumulation = {kind!r} c joins 'early'",
+        )
+        yield (
+            lambda: (
+                kind == "grouped"
+                and self.scale_block is not None
+                and self.group is not None
+                and self.scale_block % self.group
+            ),
+            f"group = {self.group} must divide scale_block = {self.scale_block}",
+        )
+        yield (
+            lambda: kind == "grouped" and bits > 40,
+            f"fraction_bits = {bits}; 'grouped' sums have at most 40",
+        )
+        yield (
+            lambda: kind == "two_step" and not bits <= more <= bits + 24,
+            f"second_fraction_bits = {more}; from fraction_bits = {bits} to 24 more",
+        )
+        yield (
+            lambda: kind == "two_step" and (length << (bits + 2)) > 1 << 31,
+            f"fraction_bits = {bits} and fused_length = {length}: a 'two_step' sum has 31 bits",
+        )
+        yield (
+            lambda: kind == "two_step" and self.alignment_rounding != "toward_zero",
+            "alignment_rounding: products of 'two_step' are cut toward_zero",
+        )
 
     def __repr__(self) -> str:
         shown = [f"name={self.name!r}"]

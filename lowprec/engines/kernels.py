@@ -204,6 +204,7 @@ def _exact(
     c: jax.Array,
 ) -> jax.Array:
     """Sums of `fused_length` products and c, rounded once; of all of them where it is None."""
+    c = fused.into_output(engine, c)
     wide = get_format("float32")
     depth, length = a.shape[0], engine.fused_length
     terms = (depth if length is None else length) + 1

@@ -19,6 +19,7 @@ from lowprec.engines.operands import (
     scale_codes,
     scale_format,
     take_scales_apart,
+    truncated,
 )
 from lowprec.numerics import float32
 from lowprec.numerics.codec import encode_bits
@@ -91,7 +92,7 @@ def matmul(
       1.0
     """
     engine = get_engine(engine)
-    _check_known(engine)
+    check_known(engine)
     left = operand("a", a, engine, a_format)
     right = operand("b", b, engine, b_format)
     batch = check_shapes(left.values.shape, right.values.shape)
@@ -115,7 +116,8 @@ def nameless(engine: Engine) -> Engine:
     return dataclasses.replace(engine, name="", evidence=None)
 
 
-def _check_known(engine: Engine) -> None:
+def check_known(engine: Engine) -> None:
+    """ValueError for an engine whose arithmetic nobody has published."""
     if engine.accumulation == "unknown":
         raise ValueError(
             f"engine {engine.name!r} cannot multiply: how it sums has not been published; "
@@ -127,6 +129,13 @@ def _accumulator(c: ArrayLike, batch: tuple[int, ...], shape: tuple[int, int]) -
     given = _plain("c", c)
     if given.ndim < 2 or given.shape[-2:] != shape:
         raise ValueError(f"`c` has shape {given.shape}; a @ b has shape {(*batch, *shape)}")
+    try:
+        np.broadcast_shapes(given.shape[:-2], batch)
+    except ValueError:
+        raise ValueError(
+            f"the batch axes of `c` {given.shape} do not broadcast with those of a @ b, "
+            f"{(*batch, *shape)}"
+        ) from None
     return given
 
 
@@ -257,6 +266,11 @@ def _one(
         first, second = scales
         scales = (jax.tree.map(jnp.transpose, first), second)
     a_bits, b_bits, c_bits = (float32.to_bits(x) for x in (a.T, b, c))
+    if engine.truncate_operands:
+        a_bits, b_bits = (
+            x if fmt is None else truncated(x, fmt)
+            for x, fmt in zip((a_bits, b_bits), formats, strict=True)
+        )
     bits = compute(engine, formats, a_bits, b_bits, c_bits, scales, key)
     return _as_output(engine, bits)
 

@@ -20,7 +20,8 @@ class Given(NamedTuple):
     """An operand as a caller gives it, checked.
 
     Attributes:
-      values: float32, each exactly in the format where the engine has input formats.
+      values: float32, each exactly in the format where the engine has input formats and does not
+        cut its operands to them itself.
       format: the input format, None where the engine takes any float32.
     """
 
@@ -53,7 +54,7 @@ def operand(argument: str, x: ArrayLike, engine: Engine, fmt: str | Format | Non
     if chosen is None or chosen.name == "float32":
         return Given(values, chosen)
     if engine.truncate_operands:
-        return Given(_truncated(values, chosen), chosen)
+        return Given(values, chosen)
     _check_values(argument, values, chosen)
     return Given(values, chosen)
 
@@ -85,10 +86,9 @@ def _format(
     )
 
 
-def _truncated(values: jax.Array, fmt: Format) -> jax.Array:
-    """The operand with the bits that the format has no room for cleared, as hardware does."""
-    mask = np.uint32(0xFFFFFFFF << 23 - fmt.mantissa_bits & 0xFFFFFFFF)
-    return float32.from_bits(float32.to_bits(values) & mask)
+def truncated(bits: jax.Array, fmt: Format) -> jax.Array:
+    """float32 bits with those that the format has no room for cleared, as hardware does."""
+    return bits & np.uint32(0xFFFFFFFF << 23 - fmt.mantissa_bits & 0xFFFFFFFF)
 
 
 def _check_values(argument: str, values: jax.Array, fmt: Format) -> None:

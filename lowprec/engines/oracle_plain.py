@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lowprec.engines.engine import Engine
 from lowprec.engines.oracle_number import ZERO, Number, add, min_exponent, multiply, round_to
 from lowprec.numerics.format import Format, get_format
-from lowprec.numerics.rounding import Rounding
+from lowprec.numerics.rounding import Rounding, is_stochastic
 
 _FLOAT32 = get_format("float32")
 Pairs = Sequence[tuple[Number, Number]]
@@ -32,6 +32,8 @@ class Arithmetic:
             nearest = round_to(x, _FLOAT32, "nearest_even", flush=True)
             if nearest.kind == "finite" and not nearest.significand:
                 return Number("finite", x.negative)
+        if is_stochastic(self.rounding):
+            x = _cut(x)
         return round_to(x, self.fmt, self.rounding, flush=flush, stops_at_max=True, word=word)
 
     def nearest(self, x: Number) -> Number:
@@ -55,6 +57,15 @@ class Arithmetic:
     def multiply_add(self, x: Number, y: Number, z: Number, word: int = 0) -> Number:
         exact = multiply(self.operand(x), self.operand(y))
         return self.rounded(add(exact, z, self.rounding), word)
+
+
+def _cut(x: Number) -> Number:
+    """The first 24 bits of x: of the fraction only so many are compared with random ones."""
+    lost = abs(x.significand).bit_length() - 24
+    if lost <= 0:
+        return x
+    kept = abs(x.significand) >> lost
+    return x._replace(significand=-kept if x.significand < 0 else kept, exponent=x.exponent + lost)
 
 
 def plain_dot(engine: Engine, pairs: Pairs, c: Number, words: Iterator[int]) -> Number:

@@ -121,8 +121,10 @@ def _sequential(engine: Engine, register: Register, depth: int) -> Kernel:
 def _chunked(engine: Engine, register: Register, depth: int) -> Kernel:
     del depth
     assert engine.fused_length is not None and engine.outer is not None
-    outer = _nearest(register, engine.outer)
-    inner = _sequential(engine, _nearest(register), 0)
+    outer = dataclasses.replace(
+        register, format=engine.outer, rounding=engine.outer_rounding, exact_products=False
+    )
+    inner = _sequential(engine, register, 0)
 
     def step(
         total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None

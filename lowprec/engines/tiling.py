@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-TILE = 128
+TILE = 256
 """Rows and columns of a tile: what a step works on stays near the processor."""
 
 
@@ -102,7 +102,11 @@ def _steps(kernel: Kernel, depth: int, a: Any, b: Any, state: Any, key: jax.Arra
 
         state = lax.fori_loop(0, whole, step, (state, _taken(chunks, 0)))[0]
     if left:
-        rest_a, rest_b = jax.tree.map(lambda x: x[whole * kernel.length :], (a, b))
+
+        def rest(x: jax.Array) -> jax.Array:
+            return x[x.shape[0] * kernel.length // depth * whole if whole else 0 :]
+
+        rest_a, rest_b = jax.tree.map(rest, (a, b))
         one_step = jax.tree.map(lambda x: x[None], (rest_a, rest_b))
         known = jax.tree.map(lambda x: x[0], kernel.before(*one_step))
         state = kernel.step(state, rest_a, rest_b, known, None if keys is None else keys[whole])

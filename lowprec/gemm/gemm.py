@@ -11,14 +11,14 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
-from lowprec.engines.matmul import check_shapes, nameless
+from lowprec.engines.matmul import check_known, check_shapes, nameless
 from lowprec.gemm.operand import Operand, prepare_operand
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
 from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
 from lowprec.numerics.format import Format, get_format
-from lowprec.numerics.rounding import check_choice
+from lowprec.numerics.rounding import check_choice, is_stochastic
 from lowprec.scaling.block import Block
 
 
@@ -97,8 +97,18 @@ def _chosen(
     if order is not None:
         changes["order"] = order
     if out_dtype is not None:
-        changes["output"] = get_format(np.dtype(out_dtype).name)
-    return dataclasses.replace(get_recipe(recipe), **changes)
+        name = np.dtype(out_dtype).name
+        if name not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"`out_dtype` = {name}; use float32, bfloat16 or float16")
+        changes["output"] = get_format(name)
+    chosen = dataclasses.replace(get_recipe(recipe), **changes)
+    check_known(chosen.engine)
+    if is_stochastic(chosen.engine.output_rounding):
+        raise ValueError(
+            f"engine {chosen.engine.name!r} rounds stochastically, for which `gemm` has no key to "
+            f"give; lp.matmul(..., key=) has"
+        )
+    return chosen
 
 
 def _batched(

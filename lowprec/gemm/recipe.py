@@ -43,8 +43,9 @@ class Recipe:
       promotion: `fma`: total = fma(fl(sa * sb), partial, total); `multiply_add`:
         total = fl(total + fl(fl(sa * sb) * partial)); `multiply_multiply_add`:
         total = fl(total + fl(fl(partial * sa) * sb)).
-      order: `sequential`: K ascending in one sum. `split_k.<parts>`: K in so many equal parts, each
-        summed from zero, and the sums added in float32, first to last. `stream_k.<workers>`: the
+      order: `sequential`: K ascending in one sum. `split_k.<parts>`: K in at most so many parts of
+        equally many whole instructions (or promotions), each summed from zero, and the sums added
+        in float32, first to last. `stream_k.<workers>`: the
         steps of all 128 x 128 tiles of the output, one tile after the other, are dealt to workers
         in equal runs; where a run ends inside a tile, its sum is added as a part.
       scales: where the scales of tiles are applied: to the `operands` before the product, at each
@@ -75,6 +76,14 @@ class Recipe:
             raise ValueError(
                 f"recipe {self.name!r}: promote_every = {self.promote_every}; at least 1"
             )
+        if self.order.startswith("stream_k") and self.promote_every is None:
+            whole = self.engine.accumulation in ("tree", "compensated", "native")
+            if whole or (self.engine.accumulation == "exact" and not self.engine.fused_length):
+                raise ValueError(
+                    f"recipe {self.name!r}: engine {self.engine.name!r} sums all of K at once, "
+                    f"which order = {self.order!r} cannot cut; use split_k.<parts>, or "
+                    f"promote_every"
+                )
         for role in ROLES:
             for side in ("a", "b"):
                 self._check_place(role, side)

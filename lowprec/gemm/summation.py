@@ -41,10 +41,12 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     if every is None and recipe.order == "sequential":
         return _engine_sum(left.values, right.values, None, recipe.engine, formats)
     depth = left.values.shape[1]
-    length = every or max(_STEP, recipe.engine.instruction_length or _STEP)
+    length = every or _least_step(recipe.engine)
     steps = -(-depth // length)
-    chunks = _cut(left, right, length, steps)
     shape = (left.values.shape[0], right.values.shape[1])
+    if every is None and recipe.order.startswith("split_k"):
+        return _split(left.values, right.values, recipe, formats, length)
+    chunks = _cut(left, right, length, steps)
     if recipe.order == "sequential":
         add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)  # noqa: E731
         return lax.scan(add, jnp.zeros(shape, jnp.uint32), chunks)[0]
@@ -65,6 +67,33 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
 
 def _format(target: Format | Block) -> Format:
     return target.element if isinstance(target, Block) else target
+
+
+def _least_step(engine: Engine) -> int:
+    """Whole instructions, of 32 k at least: where a sum may be cut."""
+    length = engine.instruction_length or 1
+    return length * -(-_STEP // length)
+
+
+def _split(
+    a: jax.Array,
+    b: jax.Array,
+    recipe: Recipe,
+    formats: tuple[Format, Format],
+    length: int,
+) -> jax.Array:
+    """Each part of K as the engine sums it from zero; the parts added first to last."""
+    _, count = split_of(recipe.order)
+    depth = a.shape[1]
+    steps = -(-depth // length)
+    per_part = length * -(-steps // count)
+    total = None
+    for start in range(0, depth, per_part):
+        part = slice(start, min(start + per_part, depth))
+        found = _engine_sum(a[:, part], b[part], None, recipe.engine, formats)
+        total = found if total is None else _plus(total, found)
+    assert total is not None
+    return total
 
 
 def part_starts(order: str, shape: tuple[int, int], steps: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The evidence run again on this machine: one line a check, each with what it counted.
 
-A check compares bits and returns how many; one that raises has failed. Nothing here is measured
+A check compares bits and returns how many; one that raises has failed. In the fixture of mmasim any
+NaN is any NaN, and a zero has no sign. Nothing here is measured
 against a stored result of lowprec's own.
 """
 
