@@ -92,7 +92,7 @@ def matmul(
       1.0
     """
     engine = get_engine(engine)
-    check_known(engine)
+    check_computable(engine)
     left = operand("a", a, engine, a_format)
     right = operand("b", b, engine, b_format)
     batch = check_shapes(left.values.shape, right.values.shape)
@@ -116,12 +116,31 @@ def nameless(engine: Engine) -> Engine:
     return dataclasses.replace(engine, name="", evidence=None)
 
 
-def check_known(engine: Engine) -> None:
-    """ValueError for an engine whose arithmetic nobody has published."""
-    if engine.accumulation == "unknown":
+def check_computable(engine: Engine) -> None:
+    """ValueError for an engine that says too little, or what no kernel computes."""
+    kind, register = engine.accumulation, engine.register_format
+    if kind == "unknown":
         raise ValueError(
             f"engine {engine.name!r} cannot multiply: how it sums has not been published; "
             f"describe your guess as an Engine of your own"
+        )
+    if kind in ("fused", "grouped", "two_step") and not engine.inputs:
+        raise ValueError(
+            f"engine {engine.name!r}: accumulation = {kind!r} needs inputs, the formats whose "
+            f"exponents it aligns"
+        )
+    plain = kind in ("sequential", "chunked", "tree", "compensated") and not engine.fused_multiply
+    reaches = [x for x in (register, engine.outer) if x is not None and x.exponent_bits >= 8]
+    if plain and reaches and engine.subnormals == "keep":
+        raise ValueError(
+            f"engine {engine.name!r}: a register of 8 exponent bits needs subnormals = 'flush': "
+            f"sums of {reaches[0].name} below 2^-126 are zeros here"
+        )
+    stochastic = is_stochastic(engine.output_rounding) and engine.output_rounding != "stochastic"
+    if kind == "sequential" and stochastic:
+        raise ValueError(
+            f"engine {engine.name!r}: output_rounding = {engine.output_rounding!r}; of the "
+            f"stochastic modes a 'sequential' sum has 'stochastic' alone"
         )
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
-from lowprec.engines.matmul import check_known, check_shapes, nameless
+from lowprec.engines.matmul import check_computable, check_shapes, nameless
 from lowprec.gemm.operand import Operand, prepare_operand
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
@@ -102,7 +102,7 @@ def _chosen(
             raise ValueError(f"`out_dtype` = {name}; use float32, bfloat16 or float16")
         changes["output"] = get_format(name)
     chosen = dataclasses.replace(get_recipe(recipe), **changes)
-    check_known(chosen.engine)
+    check_computable(chosen.engine)
     if is_stochastic(chosen.engine.output_rounding):
         raise ValueError(
             f"engine {chosen.engine.name!r} rounds stochastically, for which `gemm` has no key to "

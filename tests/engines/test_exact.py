@@ -70,7 +70,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"scale_formats": (get_format("float8_e8m0fnu"),), "scale_block": 8},
     {"accumulation": "exact"},
     {"accumulation": "exact", "fused_length": None, "output_rounding": "toward_zero"},
-    {"accumulation": "two_step", "second_fraction_bits": 20},
+    {"accumulation": "two_step", "second_fraction_bits": 20, "accumulator": "early"},
 )
 
 

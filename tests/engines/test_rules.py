@@ -16,11 +16,9 @@ FLOAT32 = get_format("float32")
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("fp32", {"subnormals": "keep"}, "needs subnormals = 'flush'"),
         ("fp32", {"output_rounding": "toward_zero"}, "accumulates to nearest_even only"),
         ("fp32", {"scale_formats": (FLOAT32,), "scale_block": 32}, "takes no block scales"),
         ("ampere.mma.fp16.fp16", {"register": FLOAT32}, "holds more than output = float16"),
-        ("ampere.mma.fp16.fp32", {"inputs": ()}, "needs inputs"),
         ("ampere.mma.fp16.fp32", {"fraction_bits": None}, "needs fused_length and fraction_bits"),
         ("blackwell.tcgen05.mxf4.fp32", {"accumulator": "last"}, "c joins 'early'"),
         ("blackwell.tcgen05.mxf4.fp32", {"interleave": 2}, "belongs to accumulation = 'fused'"),
@@ -33,7 +31,6 @@ FLOAT32 = get_format("float32")
         ("cdna3.mfma.fp16.fp32", {"second_fraction_bits": 20}, "from fraction_bits = 24"),
         ("cdna3.mfma.fp16.fp32", {"fused_length": 40}, "has 31 bits"),
         ("cdna2.mfma.fp16.fp32", {"fused_length": None}, "needs fused_length = 2 or 4"),
-        ("sequential.float16.stochastic", {"output_rounding": "stochastic_odd"}, "alone"),
         ("chunked.8.e6m9.float32", {"outer_rounding": "toward_zero"}, "nearest_even only"),
     ],
 )
@@ -72,6 +69,16 @@ def test_c_must_broadcast() -> None:
         matmul(jnp.ones((2, 2, 3)), jnp.ones((2, 3, 2)), jnp.ones((3, 2, 2)), engine="fp32")
 
 
-def test_an_engine_of_the_readers_own_needs_its_formats() -> None:
-    with pytest.raises(ValueError, match="needs inputs"):
-        Engine(name="mine", output=FLOAT32, fused_length=4, fraction_bits=24)
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (Engine(name="mine", output=FLOAT32, fused_length=4, fraction_bits=24), "needs inputs"),
+        (Engine(name="mine", output=FLOAT32, accumulation="sequential"), "subnormals = 'flush'"),
+        (get_engine("sequential.float16.stochastic_odd"), "has 'stochastic' alone"),
+        (get_engine("cdna4.mfma.fp8.fp32"), "has not been published"),
+    ],
+)
+def test_not_computed(engine: Engine, message: str) -> None:
+    keyed = {"key": jax.random.key(0)} if "stochastic" in engine.output_rounding else {}
+    with pytest.raises(ValueError, match=message):
+        matmul(jnp.ones((1, 1)), jnp.ones((1, 1)), engine=engine, **keyed)

@@ -228,7 +228,7 @@ A, B = np.ones((2, 3), np.float32), np.ones((3, 4), np.float32)
         (ValueError, "engine", (A, B, "bf16"), {"engine": "fp31"}),
         (ValueError, "promote_every = 0", (A, B, "bf16"), {"promote_every": 0}),
         (ValueError, "does not divide", (A, B, "deepseek_v3"), {"promote_every": 96}),
-        (ValueError, "output must be", (A, B, "bf16"), {"out_dtype": jnp.float8_e5m2}),
+        (ValueError, "`out_dtype` = float8_e5m2", (A, B, "bf16"), {"out_dtype": jnp.float8_e5m2}),
         (TypeError, "float64", (A.astype(np.float64), B, "bf16"), {}),
         (TypeError, "`recipe` must be", (A, B, 3), {}),
     ],
