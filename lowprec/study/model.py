@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from lowprec.engines import get_engine
 from lowprec.gemm.gemm import gemm
 from lowprec.gemm.recipe import OperandPair, Recipe, get_recipe
 from lowprec.models.corpus import Windows
@@ -39,7 +40,9 @@ class Predictions(NamedTuple):
 def activations_only(recipe: Recipe) -> Recipe:
     """The recipe with weights left in bfloat16."""
     pair = OperandPair(a=recipe.fprop.a, b=get_recipe("bf16").fprop.b)
-    return dataclasses.replace(recipe, fprop=pair)
+    # An engine of given formats does not take the weights as they are.
+    engine = get_engine("native") if recipe.engine.inputs else recipe.engine
+    return dataclasses.replace(recipe, fprop=pair, engine=engine)
 
 
 def weights_as_given() -> Recipe:
@@ -65,7 +68,7 @@ def predict(
     """Runs the model over the windows with every linear layer but the head under the recipe.
 
     `weights` multiplies bfloat16 inputs with quantized weights in float32; `activations` leaves the
-    weights in bfloat16.
+    weights in bfloat16, and sums in float32 where the recipe's engine does not take them.
     """
     if quantized == "weights":
         params, recipe = quantize_weights(params, recipe), weights_as_given()
