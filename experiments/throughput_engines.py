@@ -169,7 +169,8 @@ def row(
     ratios = sorted(mine / own for mine, own in zip(times[way], times["own"], strict=True))
     low, middle, high = (float(np.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
     seconds = statistics.median(times[way])
-    wanted = GOALS[engine][1 if way == "options" else 2] if engine in GOALS else None
+    _, with_options, plain = GOALS.get(engine, ("", None, None))
+    wanted = with_options if way == "options" else plain
     met = "" if wanted is None else "met" if middle <= wanted else "missed"
     device = jax.devices()[0].device_kind
     rate = size**3 / seconds

@@ -79,6 +79,6 @@ def test_c_must_broadcast() -> None:
     ],
 )
 def test_not_computed(engine: Engine, message: str) -> None:
-    keyed = {"key": jax.random.key(0)} if "stochastic" in engine.output_rounding else {}
+    key = jax.random.key(0) if "stochastic" in engine.output_rounding else None
     with pytest.raises(ValueError, match=message):
-        matmul(jnp.ones((1, 1)), jnp.ones((1, 1)), engine=engine, **keyed)
+        matmul(jnp.ones((1, 1)), jnp.ones((1, 1)), engine=engine, key=key)
