@@ -53,22 +53,17 @@ class Register:
 
     def add(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
         """a + b rounded once."""
-        total = flush(a + b)
-        if self._native:
-            return total
         # Rounding twice to nearest does no harm where the first has 2 p + 2 bits.
-        if self.rounding != "nearest_even" or self.format.mantissa_bits > 10:
-            total = _cut_sum(a, b, total, self._stochastic)
-        return self.rounded(total, words)
+        if self._native or (self.rounding == "nearest_even" and self.format.mantissa_bits <= 10):
+            return self.rounded(flush(a + b), words)
+        return self._rounded_sum(a, b, words)
 
     def multiply_add(
         self, a: jax.Array, b: jax.Array, c: jax.Array, words: jax.Array | None = None
     ) -> jax.Array:
         """a * b + c rounded once."""
         if self.exact_products and self.format.name != "float32":
-            product = apart(flush(a * b))
-            total = _cut_sum(product, c, flush(product + c), self._stochastic)
-            return self.rounded(total, words)
+            return self._rounded_sum(apart(flush(a * b)), c, words)
         if not self._native:
             raise ValueError(
                 f"fused_multiply in {self.format.name} needs operands whose products float32 "
@@ -77,6 +72,14 @@ class Register:
         bits = float32.fused_multiply_add(*(float32.to_bits(x) for x in (a, b, c)))
         total = float32.from_bits(bits)
         return flush_operand(total) if self.flushes else total
+
+    def _rounded_sum(self, a: jax.Array, b: jax.Array, words: jax.Array | None) -> jax.Array:
+        total = self.rounded(_cut_sum(a, b, flush(a + b), self._stochastic), words)
+        if self.rounding != "toward_negative":
+            return total
+        # IEEE 754-2019, 6.3: x - x is -0 in this mode alone.
+        opposite = float32.to_bits(a) ^ float32.to_bits(b) == float32.SIGN
+        return jnp.where(opposite & (total == 0), np.float32(-0.0), total)
 
     @property
     def _stochastic(self) -> bool:

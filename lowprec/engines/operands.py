@@ -1,5 +1,6 @@
 """The operands of a product: their formats, their values as float32 bits, and their scales."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,19 @@ def _check_values(argument: str, values: jax.Array, fmt: Format) -> None:
     """ValueError where a concrete value is none of the format's; under `jit` nothing is checked."""
     if isinstance(values, Tracer):
         return
+    wrong = np.asarray(_wrong_values(values, fmt))
+    if wrong.any():
+        first = np.argwhere(wrong)[0]
+        value = np.asarray(values)[tuple(first)]
+        raise ValueError(
+            f"`{argument}` holds {value} at {tuple(int(i) for i in first)}, which {fmt.name} "
+            f"does not hold; cast it first: lp.cast({argument}, {fmt.name!r})"
+        )
+
+
+@functools.partial(jax.jit, static_argnames="fmt")
+def _wrong_values(values: jax.Array, fmt: Format) -> jax.Array:
+    """Which values a format does not hold."""
     bits = float32.to_bits(values)
     codes = encode_bits(bits, fmt, "toward_zero", "saturate_finite")
     wrong = bits != decode_bits(codes.astype(jnp.uint32), fmt)
@@ -102,13 +116,7 @@ def _check_values(argument: str, values: jax.Array, fmt: Format) -> None:
         wrong &= bits & float32.MAGNITUDE <= float32.INFINITY
     if fmt.zero == "unsigned":
         wrong &= bits != float32.SIGN
-    if bool(jnp.any(wrong)):
-        first = np.argwhere(np.asarray(wrong))[0]
-        value = np.asarray(values)[tuple(first)]
-        raise ValueError(
-            f"`{argument}` holds {value} at {tuple(int(i) for i in first)}, which {fmt.name} "
-            f"does not hold; cast it first: lp.cast({argument}, {fmt.name!r})"
-        )
+    return wrong
 
 
 class Scales(NamedTuple):

@@ -16,12 +16,15 @@ BASELINES = (FLOAT32, BF16)
 def with_series(products: pl.DataFrame) -> pl.DataFrame:
     """Adds `series`, the recipe, with its engine where a recipe ran on several; and `place`.
 
+    An engine is followed by the level of its evidence, `[V]` say.
+
     `place` is the layer, with its source where there are several. Only products whose SQNR is
     finite are kept.
     """
     engines = pl.col("engine").n_unique().over("recipe") > 1
     one_source = products["source"].n_unique() <= 1
-    both = pl.concat_str("recipe", "engine", separator=", ")
+    engine = pl.concat_str("engine", pl.col("evidence").str.slice(0, 3), separator=" ")
+    both = pl.concat_str("recipe", engine.str.strip_chars(), separator=", ")
     return products.filter(pl.col("sqnr_db").is_finite()).with_columns(
         series=pl.when(engines).then(both).otherwise("recipe"),
         place=pl.col("layer") if one_source else pl.concat_str("source", "layer", separator=": "),

@@ -108,6 +108,11 @@ def _resolved(row: Row) -> str:
     return "yes" if loss.resolved(row) else "not resolved"
 
 
+def _engine(row: Row) -> str:
+    level = row["evidence"][:3]
+    return f"{row['engine']} ({row['reproducibility']}{', ' if level else ''}{level})"
+
+
 def _products(products: pl.DataFrame) -> Table | None:
     """Median, least and most by role and recipe, the best first."""
     rows = comparisons.with_series(products)
@@ -122,7 +127,7 @@ def _products(products: pl.DataFrame) -> Table | None:
             sqnr.max().alias("high"),
             pl.col("residual_sqnr_db", "gain", "relative_frobenius", "clipped", "flushed").median(),
             pl.col("backward_error").max(),
-            pl.col("engine", "reproducibility").first(),
+            pl.col("engine", "reproducibility", "evidence").first(),
         )
         .with_columns(order=pl.col("role").replace_strict(order, return_dtype=pl.Int64))
         .sort("order", "middle", "series", descending=[False, True, False])
@@ -144,7 +149,7 @@ def _products(products: pl.DataFrame) -> Table | None:
         ("clipped", True, lambda row: words.percent(row["clipped"], 2)),
         ("flushed", True, lambda row: words.percent(row["flushed"], 2)),
         ("products", True, lambda row: words.number(row["count"], 0)),
-        ("engine", False, lambda row: f"{row['engine']} ({row['reproducibility']})"),
+        ("engine", False, _engine),
     ]
     note = (
         "Medians over products by role and recipe, with the least and the most SQNR; backward "

@@ -19,7 +19,7 @@ def _schema(text: str, counts: str, reals: str, order: str = "") -> dict[str, pl
 _ERRORS = "sqnr_db gain gain_standard_error residual_sqnr_db relative_frobenius"
 SCHEMAS: Mapping[str, Schema] = {
     "products": _schema(
-        "source layer role recipe block_a block_b engine reproducibility",
+        "source layer role recipe block_a block_b engine reproducibility evidence",
         "m k n",
         f"bits_per_element {_ERRORS} backward_error clipped flushed",
     ),

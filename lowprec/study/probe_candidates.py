@@ -175,16 +175,21 @@ def _two_step(order: Order, widths: Widths, formats: tuple[Format, Format]) -> I
     if widths.fraction_bits is None:
         return
     for halves, drop in itertools.product((False, True), (None, widths.fraction_bits + 1)):
-        yield _engine(
-            widths,
-            inputs=_inputs(formats),
-            accumulation="two_step",
-            fused_length=order.length,
-            fraction_bits=widths.fraction_bits,
-            second_fraction_bits=31,
-            halves=halves,
-            drop_accumulator_below=drop,
-        )
+        try:
+            engine = _engine(
+                widths,
+                inputs=_inputs(formats),
+                accumulation="two_step",
+                fused_length=order.length,
+                fraction_bits=widths.fraction_bits,
+                second_fraction_bits=31,
+                halves=halves,
+                drop_accumulator_below=drop,
+            )
+        except ValueError:
+            # Wider than any such engine: the rules of `Engine` refuse it.
+            return
+        yield engine
 
 
 def _exact(order: Order, widths: Widths, formats: tuple[Format, Format]) -> Iterator[Engine]:

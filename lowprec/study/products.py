@@ -56,6 +56,7 @@ def _product_row(
         block_b=qualified(pair.b),
         engine=f"engine:{recipe.engine.name}",
         reproducibility=recipe.engine.reproducibility,
+        evidence=str(recipe.engine.evidence or ""),
         m=a.shape[0],
         k=a.shape[1],
         n=b.shape[1],

@@ -10,7 +10,8 @@ class ProductRow:
     """One product under one recipe, against the float64 product of the operands as stored.
 
     `clipped` and `flushed` are the fractions of both operands' elements that saturate and that
-    become zero; `reproducibility` is the class of the engine that summed.
+    become zero; `reproducibility` is the class of the engine that summed, `evidence` the level and
+    the domain of what its entry rests on.
     """
 
     source: str
@@ -21,6 +22,7 @@ class ProductRow:
     block_b: str
     engine: str
     reproducibility: str
+    evidence: str
     m: int
     k: int
     n: int

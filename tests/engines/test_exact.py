@@ -108,8 +108,6 @@ CASES = every_case()
 FAST = (
     "hopper.wgmma.fp8.fp32-float8_e5m2-float8_e4m3fn",
     "blackwell.tcgen05.nvf4.fp32-float4_e2m1fn-float4_e2m1fn-ue4m3",
-    "cdna3.mfma.fp8.fp32-float8_e5m2fnuz-float8_e4m3fnuz",
-    "chunked.16.e6m9.e6m9-float32-float32",
     "wide17-0--float8_e4m3fn",
 )
 

@@ -28,6 +28,7 @@ SQNR_DB = {
     "bf16": (44, 56),
     "fp8_tensor": (24, 34),
     "deepseek_v3": (24, 34),
+    "deepseek_v3_inference": (24, 34),
     "mxfp8": (24, 34),
     "mxfp6": (24, 34),
     "mxfp4": (11, 19),
@@ -58,7 +59,13 @@ def cases() -> list[tuple[str, str]]:
     return out
 
 
-@pytest.mark.parametrize(("name", "role"), cases())
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[0] not in ("deepseek_v3", "nvfp4")))
+        for case in cases()
+    ],
+)
 def test_recipe_is_exact_under_the_fp32_engine(name: str, role: Any) -> None:
     a, b = operands()
     recipe = get_recipe(name)
@@ -75,7 +82,7 @@ def test_recipe_is_exact_under_the_fp32_engine(name: str, role: Any) -> None:
     ],
 )
 def test_promotion_is_exact(changes: dict[str, Any]) -> None:
-    a, b = operands()
+    a, b = operands(8)
     recipe = dataclasses.replace(get_recipe("deepseek_v3"), **changes)
     got = gemm(a, b, recipe, **FP32)
     assert_bits_equal(got, exact_gemm(np.asarray(a), np.asarray(b), recipe, "fprop").view("f4"))
@@ -91,7 +98,7 @@ def test_promotion_of_scaled_operands_is_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", slow_if(list_recipes(), [name for name in list_recipes() if name != "mxfp8"])
+    "name", slow_if(list_recipes(), [name for name in list_recipes() if name != "bf16"])
 )
 def test_recipe_is_near_the_product_of_its_dequantized_operands(name: str) -> None:
     a, b = operands(32, K, 24)
@@ -100,9 +107,12 @@ def test_recipe_is_near_the_product_of_its_dequantized_operands(name: str) -> No
     left = np.asarray(cast(a, recipe.fprop.a), np.float64)
     right = np.asarray(cast(b, recipe.fprop.b, axis=-2), np.float64)
     want, size = left @ right, np.abs(left) @ np.abs(right)
-    # Products of K padded to 384, sums of tiles, a few roundings of scales; then one to bfloat16.
+    # Products of K padded to 384, sums of tiles, a few roundings of scales; what the engine cuts
+    # off each product and c; then one rounding to bfloat16.
     out = 2.0**-8 if recipe.output.name == "bfloat16" else 0.0
-    assert np.all(np.abs(got - want) <= out * np.abs(want) + (384 + 16) * 2.0**-24 * size)
+    engine = recipe.engine
+    cut = ((engine.fused_length or 0) + 1) * 2.0 ** -(engine.fraction_bits or 24)
+    assert np.all(np.abs(got - want) <= out * np.abs(want) + (400 * 2.0**-24 + cut) * size)
     exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
     low, high = SQNR_DB[name]
     assert low < sqnr_db(got, exact) < high
@@ -120,7 +130,7 @@ def pairs_apart() -> Recipe:
     return dataclasses.replace(get_recipe("mxfp8"), name="apart", **pairs)
 
 
-@pytest.mark.parametrize("role", slow_if(ROLES, ["fprop", "wgrad"]))
+@pytest.mark.parametrize("role", slow_if(ROLES, ["fprop", "dgrad"]))
 def test_role_selects_the_pair(role: Any) -> None:
     a, b = operands(k=70)
     recipe = pairs_apart()
@@ -240,7 +250,8 @@ def test_errors(
         gemm(*arguments, **options)
 
 
-@pytest.mark.parametrize("every", slow_if([32, 64, 128], [32, 128]))
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [32, 64, 128])
 def test_a_ragged_tile_keeps_its_own_scale_when_promoted_within_tiles(every: int) -> None:
     x = np.ones((1, 160), np.float32)
     x[0, 128:] = 1000
@@ -249,6 +260,7 @@ def test_a_ragged_tile_keeps_its_own_scale_when_promoted_within_tiles(every: int
     assert abs(float(y[0, 0]) - 32128) < 1
 
 
+@pytest.mark.slow
 def test_output_scales_wait_for_the_output_also_when_promoted() -> None:
     rng = np.random.default_rng(3)
     x, w = (rng.standard_normal(s).astype(np.float32) for s in ((8, 256), (256, 8)))

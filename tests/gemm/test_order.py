@@ -13,6 +13,7 @@ from lowprec.gemm.summation import part_starts
 from lowprec.numerics import get_format
 from lowprec.scaling import cast
 from tests.helpers import assert_bits_equal
+from tests.scaling.helpers import slow_if
 
 ENGINES = ("kulisch", "compensated", "pairwise.float32", "chunked.24.e6m9.e6m9", "fp32", "native")
 
@@ -25,7 +26,7 @@ def operands() -> tuple[jax.Array, jax.Array]:
 SHAPES = ((0, (3, 200)), (1, (200, 4)))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", slow_if(ENGINES, ENGINES[:5]))
 def test_one_part_is_the_engines_own_sum(engine: str) -> None:
     a, b = operands()
     whole = gemm(a, b, "float32", engine=engine)
@@ -42,6 +43,7 @@ def test_parts_are_summed_from_zero_and_added_in_turn() -> None:
     assert not np.array_equal(got, gemm(a, b, "float32", engine="fp32"))
 
 
+@pytest.mark.slow
 def test_parts_are_whole_instructions() -> None:
     engine = dataclasses.replace(
         get_engine("hopper.wgmma.fp8.fp32"), fused_length=24, accumulator="last"
@@ -66,6 +68,7 @@ PLAIN = type(get_recipe("float32").fprop)(
 )
 
 
+@pytest.mark.slow
 def test_promoted_parts() -> None:
     a, b = operands()
     once = gemm(a, b, "deepseek_v3", out_dtype=jnp.float32)

@@ -117,6 +117,7 @@ def test_captured_dy_is_the_gradient_rounded_once(
         assert (np.abs(x.T @ dy - weight_gradients[operands.layer]) <= bound).all(), operands.layer
 
 
+@pytest.mark.slow
 def test_dy_of_the_head_agrees_with_finite_differences(captured: list[LayerOperands]) -> None:
     zeros = output_zeros(CONFIG, *TOKENS.shape)
     dy = np.asarray(captured[-1].dy, np.float32).reshape(2, 9, 32)

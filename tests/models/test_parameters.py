@@ -19,6 +19,7 @@ SQUARE = TransformerConfig(
 )
 
 
+@pytest.mark.slow
 def test_init_follows_the_shapes_and_the_key() -> None:
     drawn = jax.eval_shape(lambda key: init(key, CONFIG), jax.random.key(0))
     assert jax.tree.map(lambda array: array.shape, drawn) == parameter_shapes(CONFIG)

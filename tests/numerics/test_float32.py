@@ -155,8 +155,11 @@ def test_a_double_rounding_is_not_made() -> None:
 
 @pytest.mark.parametrize(
     ("function", "count"),
-    [(float32.multiply, 2), (float32.divide, 2), (float32.fused_multiply_add, 3)],
-    ids=["multiply", "divide", "fused_multiply_add"],
+    [
+        pytest.param(float32.multiply, 2, id="multiply", marks=pytest.mark.slow),
+        pytest.param(float32.divide, 2, id="divide"),
+        pytest.param(float32.fused_multiply_add, 3, id="fused_multiply_add"),
+    ],
 )
 def test_eager_and_strict_are_jit(function: Function, count: int) -> None:
     rng = [random_words(SIZE, seed) for seed in range(count)]

@@ -113,7 +113,7 @@ def test_one_layer_has_no_figure_by_layer() -> None:
 def test_series_say_the_engine_where_a_recipe_ran_on_several() -> None:
     other = PRODUCTS.with_columns(engine=pl.lit("engine:fp32"))
     series = comparisons.with_series(pl.concat([PRODUCTS, other]))["series"].unique().to_list()
-    assert "recipe:mxfp4, engine:native" in series and "recipe:mxfp4, engine:fp32" in series
+    assert "recipe:mxfp4, engine:native [P]" in series and "recipe:mxfp4, engine:fp32 [P]" in series
 
 
 def test_products_without_a_finite_error_are_left_out() -> None:

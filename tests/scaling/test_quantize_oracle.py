@@ -29,6 +29,8 @@ TWO_CHANGES = {
     if block.overflow != "nonsaturating" and block.min_amax != 0.25
 }
 """Users' blocks that differ from a catalogued one only in what other fast blocks have."""
+LONG = ("nvfp4_modelopt", "nvfp4_row", "nvfp4_stochastic_round_up", "nvfp4_torchao_single_level")
+"""Blocks like fast ones that take long to compile; columns of one are fast."""
 COLUMNS = ("mxfp4", "fp8_128x128_deepgemm", "fp8_channel", "nvfp4_row")
 """Blocks whose tiles are tried along both axes in the fast suite."""
 
@@ -40,7 +42,9 @@ def some(data: st.DataObject, block: Block, shape: tuple[int, ...]) -> UInts:
 @pytest.mark.parametrize(
     "block",
     [
-        pytest.param(block, marks=[pytest.mark.slow] * (name in {*SLOW, *TWO_CHANGES}), id=name)
+        pytest.param(
+            block, marks=[pytest.mark.slow] * (name in {*SLOW, *TWO_CHANGES, *LONG}), id=name
+        )
         for block, name in zip(BLOCKS, BLOCK_NAMES, strict=True)
     ],
 )

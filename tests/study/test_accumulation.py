@@ -43,6 +43,7 @@ def cases(config: Config) -> dict[str, tuple[study.Case, list[study.Sums]]]:
     return found
 
 
+@pytest.mark.slow
 def test_sums_are_those_of_gemm(
     config: Config, cases: dict[str, tuple[study.Case, list[study.Sums]]]
 ) -> None:
