@@ -205,9 +205,17 @@ def product(
     c: jax.Array | None,
     engine: Engine,
     formats: tuple[Format | None, Format | None] = (None, None),
+    scales: tuple[jax.Array | None, jax.Array | None] = (None, None),
 ) -> jax.Array:
-    """`matmul` on float32 arrays that fit, of values that the formats hold."""
-    return _product(Inputs(a, b, c, None, None), engine, formats, None)
+    """`matmul` on float32 arrays that fit, of values that the formats hold.
+
+    Block scales are codes of the engine's one scale format, both or none.
+    """
+    first, second = scales
+    if first is None or second is None:
+        return _product(Inputs(a, b, c, None, None), engine, formats, None)
+    (fmt,) = engine.scale_formats
+    return _product(Inputs(a, b, c, (first, second), None), engine, formats, (fmt, fmt))
 
 
 def _product(

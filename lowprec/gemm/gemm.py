@@ -156,18 +156,24 @@ def _forward(
     recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
 ) -> jax.Array:
     # Three programs outside a caller's `jit`: recipes share those that are the same.
-    pair, place = getattr(recipe, role), recipe.scales
+    pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
+    summed = summation(recipe, role)
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    left = _prepare(a, pair.a, place, -1, a_key)
-    right = _prepare(b, pair.b, place, -2, b_key)
-    return multiply_operands(left, right, summation(recipe, role))
+    left = _prepare(a, pair.a, place, -1, a_key, every)
+    right = _prepare(b, pair.b, place, -2, b_key, every)
+    return multiply_operands(left, right, summed)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis"))
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block"))
 def _prepare(
-    x: jax.Array, target: Format | Block, place: ScalePlace, axis: int, key: jax.Array | None
+    x: jax.Array,
+    target: Format | Block,
+    place: ScalePlace,
+    axis: int,
+    key: jax.Array | None,
+    scale_block: int | None,
 ) -> Operand:
-    return prepare_operand(x, target, place, axis=axis, key=key)[0]
+    return prepare_operand(x, target, place, axis=axis, key=key, scale_block=scale_block)[0]
 
 
 @functools.cache
@@ -179,6 +185,8 @@ def summation(recipe: Recipe, role: Role) -> Recipe:
     pair = getattr(recipe, role)
     first, second = (_multiplied(recipe, x) for x in (pair.a, pair.b))
     plain, engine = OperandPair(a=first, b=second), nameless(recipe.engine)
+    if engine.scale_formats:
+        engine = dataclasses.replace(engine, scale_formats=(_block_scale_format(recipe, pair),))
     return dataclasses.replace(
         recipe, name="", engine=engine, fprop=plain, dgrad=plain, wgrad=plain
     )
@@ -187,7 +195,7 @@ def summation(recipe: Recipe, role: Role) -> Recipe:
 def _multiplied(recipe: Recipe, target: Format | Block) -> Format:
     """The format of an operand's values in the engine: float32 where nothing else matters."""
     engine, anything = recipe.engine, get_format("float32")
-    scaled = isinstance(target, Block) and recipe.scales == "operands"
+    scaled = isinstance(target, Block) and recipe.scale_place == "operands"
     element = target.element if isinstance(target, Block) else target
     if engine.accumulation == "native" or (scaled and not engine.inputs):
         return anything
@@ -199,17 +207,47 @@ def _multiplied(recipe: Recipe, target: Format | Block) -> Format:
             f"engine {engine.name!r} takes {names}: recipe {recipe.name!r} multiplies elements "
             f"by their scales first (scales = 'operands'), and then they are none of these"
         )
-    if engine.scale_formats:
-        raise ValueError(
-            f"engine {engine.name!r} applies block scales itself, which `gemm` does not hand it "
-            f"yet; lp.matmul(..., a_scale=, b_scale=) does"
-        )
     if element not in engine.inputs and not engine.truncate_operands:
         raise ValueError(
             f"engine {engine.name!r} takes {names}; recipe {recipe.name!r} multiplies "
             f"{element.name}"
         )
     return engine.inputs[0] if engine.truncate_operands else element
+
+
+def _block_scale_format(recipe: Recipe, pair: OperandPair) -> Format:
+    """The engine's name for the scale format that both blocks have; their tiles are checked."""
+    engine, found = recipe.engine, []
+    every = engine.scale_block
+    assert every is not None
+    wanted = f"engine {engine.name!r} applies scales of every {every} k"
+    for block in (pair.a, pair.b):
+        if not isinstance(block, Block) or block.coding != "scaled":
+            raise ValueError(f"{wanted}; recipe {recipe.name!r} multiplies {block.name} without")
+        along = block.tile[1]
+        if not isinstance(along, int) or along % every:
+            raise ValueError(f"{wanted}; {block.name} has tiles of {along} along K")
+        alike = [x for x in engine.scale_formats if _same_codes(x, block.scale_format)]
+        if not alike:
+            raise ValueError(
+                f"{wanted} in {' or '.join(x.name for x in engine.scale_formats)}; "
+                f"{block.name} has scales in {block.scale_format.name}"
+            )
+        found.append(alike[0])
+    if found[0] != found[1]:
+        raise ValueError(
+            f"engine {engine.name!r} takes one format for the scales of both operands, "
+            f"got {found[0].name} and {found[1].name}"
+        )
+    if recipe.promote_every is not None and recipe.promote_every % every:
+        raise ValueError(f"{wanted}, which promote_every = {recipe.promote_every} cuts through")
+    return found[0]
+
+
+def _same_codes(of_engine: Format, of_block: Format) -> bool:
+    """Whether codes of a block's scales mean the same to the engine: the sign bit aside."""
+    layout = [(x.exponent_bits, x.mantissa_bits, x.bias) for x in (of_engine, of_block)]
+    return layout[0] == layout[1]
 
 
 @functools.partial(jax.jit, static_argnames="recipe")

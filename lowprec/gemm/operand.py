@@ -24,11 +24,13 @@ class Operand(NamedTuple):
       scales: float32 bits that the product is multiplied by: one for each row (of a) or column
         (of b) and each k, or a single one along K, or None where `values` hold the scales already.
       tensor_scale: float32 bits of shape (1, 1), or None.
+      block_scales: uint8 codes for the engine, (M, ceil(K / block)) or (ceil(K / block), N).
     """
 
     values: jax.Array
     scales: jax.Array | None = None
     tensor_scale: jax.Array | None = None
+    block_scales: jax.Array | None = None
 
 
 def prepare_operand(
@@ -38,10 +40,12 @@ def prepare_operand(
     *,
     axis: int,
     key: jax.Array | None,
+    scale_block: int | None = None,
 ) -> tuple[Operand, QTensor | None]:
     """Quantizes a matrix along its contraction axis, -1 for a and -2 for b.
 
-    The QTensor beside the operand is what its values come from; None for a plain format.
+    The QTensor beside the operand is what its values come from; None for a plain format. With
+    `place` = "engine" scales are left as codes, one for every `scale_block` elements along K.
     """
     if isinstance(target, Format):
         return Operand(_plain(x, target)), None
@@ -51,6 +55,10 @@ def prepare_operand(
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
     if place == "operands":
         return Operand(float32.from_bits(q.scaled_bits()), None, tensor), q
+    if place == "engine":
+        assert scale_block is not None
+        codes = _block_scales(q, target, axis, scale_block)
+        return Operand(float32.from_bits(q.element_bits()), None, tensor, codes), q
     per_tile = q.scale_bits()
     tiles = tiles_of(q.shape, per_tile.shape, target, axis)
     # Tiles are spread over rows, columns and K; where one spans K, one scale is left there.
@@ -59,6 +67,16 @@ def prepare_operand(
         shape[axis], keep[axis] = 1, 1
     scales = spread(per_tile, tuple(shape), tuple(keep))
     return Operand(float32.from_bits(q.element_bits()), scales, tensor), q
+
+
+def _block_scales(q: QTensor, block: Block, axis: int, every: int) -> jax.Array:
+    """The scale codes of a matrix, one for each row (of a) or column (of b) and `every` k."""
+    tiles = list(tiles_of(q.shape, q.scales.shape, block, axis))
+    shape = list(q.shape)
+    along = block.tile[1]
+    assert isinstance(along, int)
+    shape[axis], tiles[axis] = -(-q.shape[axis] // every), along // every
+    return spread(q.scales, tuple(shape), tuple(tiles))
 
 
 def _plain(x: jax.Array, target: Format) -> jax.Array:

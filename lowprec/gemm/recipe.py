@@ -14,7 +14,7 @@ from lowprec.scaling.block import Block, get_format_or_block
 Role = Literal["fprop", "dgrad", "wgrad"]
 ROLES: tuple[Role, ...] = typing.get_args(Role)
 Promotion = Literal["fma", "multiply_add", "multiply_multiply_add"]
-ScalePlace = Literal["operands", "promotion", "output"]
+ScalePlace = Literal["operands", "promotion", "output", "engine"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,9 @@ class Recipe:
         steps of all 128 x 128 tiles of the output, one tile after the other, are dealt to workers
         in equal runs; where a run ends inside a tile, its sum is added as a part.
       scales: where the scales of tiles are applied: to the `operands` before the product, at each
-        `promotion`, or to the `output` (for scales that span the contraction axis). Tensor scales
-        multiply the output.
+        `promotion`, to the `output` (for scales that span the contraction axis), or by the
+        `engine`, as block scales of its own. One that takes block scales is handed them whatever
+        stands here. Tensor scales multiply the output.
       output: the format of the result.
     """
 
@@ -84,6 +85,11 @@ class Recipe:
                     f"which order = {self.order!r} cannot cut; use split_k.<parts>, or "
                     f"promote_every"
                 )
+        if self.scales == "engine" and not self.engine.scale_formats:
+            raise ValueError(
+                f"recipe {self.name!r}: scales = 'engine', and {self.engine.name!r} takes no "
+                f"block scales; blackwell.tcgen05.mxf8f6f4.fp32 does"
+            )
         for role in ROLES:
             for side in ("a", "b"):
                 self._check_place(role, side)
@@ -92,19 +98,24 @@ class Recipe:
         operand = getattr(getattr(self, role), side)
         if not isinstance(operand, Block):
             return
-        along = operand.tile[1]
+        along, scaled_by = operand.tile[1], self.scale_place
         where = f"recipe {self.name!r}: {role}.{side} = {operand.name}"
-        if self.scales == "output" and along != "all":
+        if scaled_by == "output" and along != "all":
             raise ValueError(
                 f"{where} scales tiles of {along} along K; scales = 'output' needs 'all'"
             )
-        if self.scales == "promotion" and along != "all" and self.promote_every is None:
+        if scaled_by == "promotion" and along != "all" and self.promote_every is None:
             raise ValueError(f"{where}: scales = 'promotion' needs promote_every")
-        if self.scales == "promotion" and along != "all" and along % (self.promote_every or along):
+        if scaled_by == "promotion" and along != "all" and along % (self.promote_every or along):
             raise ValueError(
                 f"{where} scales tiles of {along} along K, which promote_every = "
                 f"{self.promote_every} does not divide"
             )
+
+    @property
+    def scale_place(self) -> ScalePlace:
+        """Where scales are applied: `engine` where that takes block scales, else `scales`."""
+        return "engine" if self.engine.scale_formats else self.scales
 
     @property
     def stochastic(self) -> bool:

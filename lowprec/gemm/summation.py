@@ -1,5 +1,6 @@
 """Sums above the instruction: promotion to float32, scales of tiles, and the order over K."""
 
+import math
 from typing import Any
 
 import jax
@@ -39,14 +40,15 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     """
     every, formats = recipe.promote_every, (_format(recipe.fprop.a), _format(recipe.fprop.b))
     if every is None and recipe.order == "sequential":
-        return _engine_sum(left.values, right.values, None, recipe.engine, formats)
+        scales = (left.block_scales, right.block_scales)
+        return _engine_sum(left.values, right.values, None, recipe.engine, formats, scales)
     depth = left.values.shape[1]
     length = every or _least_step(recipe.engine)
     steps = -(-depth // length)
     shape = (left.values.shape[0], right.values.shape[1])
     if every is None and recipe.order.startswith("split_k"):
-        return _split(left.values, right.values, recipe, formats, length)
-    chunks = _cut(left, right, length, steps)
+        return _split(left, right, recipe, formats, length)
+    chunks = _cut(left, right, length, steps, recipe.engine.scale_block or 1)
     if recipe.order == "sequential":
         add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)  # noqa: E731
         return lax.scan(add, jnp.zeros(shape, jnp.uint32), chunks)[0]
@@ -71,26 +73,29 @@ def _format(target: Format | Block) -> Format:
 
 def _least_step(engine: Engine) -> int:
     """Whole instructions, of 32 k at least: where a sum may be cut."""
-    length = engine.instruction_length or 1
+    length = math.lcm(engine.instruction_length or 1, engine.scale_block or 1)
     return length * -(-_STEP // length)
 
 
 def _split(
-    a: jax.Array,
-    b: jax.Array,
+    left: Operand,
+    right: Operand,
     recipe: Recipe,
     formats: tuple[Format, Format],
     length: int,
 ) -> jax.Array:
     """Each part of K as the engine sums it from zero; the parts added first to last."""
     _, count = split_of(recipe.order)
-    depth = a.shape[1]
+    depth, every = left.values.shape[1], recipe.engine.scale_block or 1
     steps = -(-depth // length)
     per_part = length * -(-steps // count)
     total = None
     for start in range(0, depth, per_part):
-        part = slice(start, min(start + per_part, depth))
-        found = _engine_sum(a[:, part], b[part], None, recipe.engine, formats)
+        part, blocks = (slice(start // n, -(-(start + per_part) // n)) for n in (1, every))
+        a_scales = None if left.block_scales is None else left.block_scales[:, blocks]
+        b_scales = None if right.block_scales is None else right.block_scales[blocks]
+        a, b = left.values[:, part], right.values[part]
+        found = _engine_sum(a, b, None, recipe.engine, formats, (a_scales, b_scales))
         total = found if total is None else _plus(total, found)
     assert total is not None
     return total
@@ -115,10 +120,10 @@ def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _add(recipe: Recipe, formats: tuple[Format, Format], total: jax.Array, chunk: Any) -> jax.Array:
     """One step's products added to a total, float32 bits."""
-    a, b, a_scale, b_scale = chunk
+    a, b, a_scale, b_scale, blocks = chunk
     if recipe.promote_every is None:
-        return _engine_sum(a, b, total, recipe.engine, formats)
-    partial = _engine_sum(a, b, None, recipe.engine, formats)
+        return _engine_sum(a, b, total, recipe.engine, formats, blocks)
+    partial = _engine_sum(a, b, None, recipe.engine, formats, blocks)
     rows = None if a_scale is None else a_scale[:, None]
     columns = None if b_scale is None else b_scale[None, :]
     if recipe.promotion == "multiply_multiply_add":
@@ -140,21 +145,26 @@ def _engine_sum(
     c: jax.Array | None,
     engine: Engine,
     formats: tuple[Format, Format],
+    block_scales: tuple[jax.Array | None, jax.Array | None],
 ) -> jax.Array:
     start = None if c is None else float32.from_bits(c)
     known = tuple(None if x.name == "float32" else x for x in formats)
-    out = product(a, b, start, engine, (known[0], known[1]))
+    out = product(a, b, start, engine, (known[0], known[1]), block_scales)
     return float32.to_bits(out.astype(jnp.float32))
 
 
-def _cut(left: Operand, right: Operand, length: int, steps: int) -> Any:
-    """Operands and scales by steps of so many k, zero-padded."""
+def _cut(left: Operand, right: Operand, length: int, steps: int, every: int) -> Any:
+    """Operands and scales by steps of so many k, zero-padded; a block scale is of `every` k."""
     (m, depth), n = left.values.shape, right.values.shape[1]
     padded = steps * length - depth
     a = jnp.pad(left.values, [(0, 0), (0, padded)]).reshape(m, steps, length).transpose(1, 0, 2)
     b = jnp.pad(right.values, [(0, padded), (0, 0)]).reshape(steps, length, n)
     a_scales = _per_step(None if left.scales is None else left.scales.T, length, steps)
-    return a, b, a_scales, _per_step(right.scales, length, steps)
+    a_blocks = None if left.block_scales is None else left.block_scales.T
+    a_blocks = _blocks_per_step(a_blocks, steps, length // every)
+    a_blocks = None if a_blocks is None else a_blocks.transpose(0, 2, 1)
+    blocks = (a_blocks, _blocks_per_step(right.block_scales, steps, length // every))
+    return a, b, a_scales, _per_step(right.scales, length, steps), blocks
 
 
 def _per_step(scales: jax.Array | None, length: int, steps: int) -> jax.Array | None:
@@ -162,3 +172,12 @@ def _per_step(scales: jax.Array | None, length: int, steps: int) -> jax.Array | 
     if scales is None:
         return None
     return jnp.repeat(scales, steps, axis=0) if scales.shape[0] == 1 else scales[::length]
+
+
+def _blocks_per_step(codes: jax.Array | None, steps: int, per_step: int) -> jax.Array | None:
+    """Codes of block scales (blocks, rows) as (steps, blocks of a step, rows), zero-padded."""
+    if codes is None:
+        return None
+    blocks, rows = codes.shape
+    padded = jnp.pad(codes, [(0, steps * per_step - blocks), (0, 0)])
+    return padded.reshape(steps, per_step, rows)

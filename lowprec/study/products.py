@@ -82,18 +82,26 @@ def _shared_size(size: int) -> int:
 
 def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
     """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
-    pair, place = getattr(recipe, role), recipe.scales
+    pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
+    summed = summation(recipe, role)
     a_key, b_key = jax.random.split(jax.random.key(0)) if recipe.stochastic else (None, None)
-    left, a_fate = _prepare(a, pair.a, place, -1, a_key)
-    right, b_fate = _prepare(b, pair.b, place, -2, b_key)
-    return multiply_operands(left, right, summation(recipe, role)), a_fate, b_fate
+    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every)
+    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every)
+    return multiply_operands(left, right, summed), a_fate, b_fate
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis"))
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block"))
 def _prepare(
-    x: jax.Array, target: Format | Block, place: ScalePlace, axis: int, key: jax.Array | None
+    x: jax.Array,
+    target: Format | Block,
+    place: ScalePlace,
+    axis: int,
+    key: jax.Array | None,
+    scale_block: int | None,
 ) -> tuple[Operand, Fate]:
-    operand, quantized = prepare_operand(x, target, place, axis=axis, key=key)
+    operand, quantized = prepare_operand(
+        x, target, place, axis=axis, key=key, scale_block=scale_block
+    )
     became = quantized if isinstance(target, Block) else target
     assert became is not None
     return operand, operand_fate(x, became)
