@@ -3,13 +3,15 @@
 Writes `formats.csv`, a row a format, rounding mode and overflow policy; `leading_bits.csv`, that
 the leading bits and a sticky one decide a code, a row a mantissa width; `families.csv`, the members
 of the P3109 family over one input of every such kind; and `manifest.json` with the date. Rows are
-written as they are found. Exits with 1 where anything is wrong.
+written as they are found, and a second run goes on where the first stopped as long as the code of
+casts and of the proof is the same. Exits with 1 where anything is wrong.
 """
 
 import argparse
 import csv
 import dataclasses
 import datetime
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -27,6 +29,7 @@ from lowprec.numerics.rounding import OVERFLOWS
 from lowprec.study.leading_bits import leading_bits_decide, prove_reduced
 from lowprec.study.proof import DETERMINISTIC, SAMPLE, prove
 
+ROOT = Path(__file__).resolve().parent.parent
 WAYS = tuple(itertools.product(DETERMINISTIC, OVERFLOWS))
 WIDTHS = range(15)
 
@@ -83,11 +86,16 @@ def members() -> Iterator[str]:
 def run(
     work: Callable[..., list[Row]], arguments: Iterable[Any], path: Path, workers: int
 ) -> list[Row]:
-    """Applies `work` to every argument and writes the rows as they come, then in order."""
-    arguments, rows = list(arguments), {}
+    """Applies `work` to every argument and writes the rows as they come, then in order.
+
+    Rows that the file has already are kept.
+    """
+    arguments, rows = list(arguments), recorded(path)
+    missing = [x for x in arguments if str(x) not in rows]
+    rows = {x: rows[str(x)] for x in arguments if str(x) in rows}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(work, argument): argument for argument in arguments}
+        futures = {pool.submit(work, argument): argument for argument in missing}
         for future in as_completed(futures):
             rows[futures[future]] = future.result()
             print(
@@ -95,6 +103,30 @@ def run(
             )
             write(path, [row for x in arguments for row in rows.get(x, [])])
     return [row for x in arguments for row in rows[x]]
+
+
+def recorded(path: Path) -> dict[str, list[Row]]:
+    """The rows of a file by what they are about: a format, or a mantissa width."""
+    found: dict[str, list[Row]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                numbers = {k: int(v) for k, v in row.items() if v.isdigit()}
+                row_of = {**row, **numbers, "holds": row.get("holds") != "False"}
+                about = row.get("mantissa_bits") or row["format"]
+                found.setdefault(about, []).append({k: row_of[k] for k in row})
+    return found
+
+
+def source() -> str:
+    """A digest of the code that rows rest on."""
+    digest = hashlib.sha256()
+    places = ("lowprec/numerics", "formats/elements", "lowprec/study/proof.py")
+    for place in (*places, "lowprec/study/leading_bits.py"):
+        path = ROOT / place
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            digest.update(file.read_bytes() if file.is_file() else b"")
+    return digest.hexdigest()
 
 
 def _summary(rows: list[Row]) -> str:
@@ -120,6 +152,7 @@ def write(path: Path, rows: list[Row]) -> None:
 def manifest() -> dict[str, Any]:
     packages = ("jax", "jaxlib", "numpy", "ml_dtypes")
     return {
+        "source": source(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {name: version(name) for name in packages}
         | {"python": platform.python_version()},
@@ -137,6 +170,12 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    about = options.out / "manifest.json"
+    before = json.loads(about.read_text()) if about.exists() else {}
+    if before.get("source") != source():
+        for name in ("formats", "leading_bits", "families"):
+            (options.out / f"{name}.csv").unlink(missing_ok=True)
+    about.write_text(json.dumps(manifest(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     names = options.formats or [*list_formats(), *SAMPLE]
     # The longest first: tables are looked up value by value, wide formats have many steps.
     names.sort(key=lambda name: (get_format(name).table is None, -get_format(name).bits))
@@ -145,8 +184,6 @@ def main() -> int:
         path = options.out / "leading_bits.csv"
         rows += run(leading_bits, WIDTHS, path, options.workers)
         rows += run(family, members(), options.out / "families.csv", options.workers)
-    text = json.dumps(manifest(), indent=2, sort_keys=True)
-    (options.out / "manifest.json").write_text(text + "\n", encoding="utf-8")
     wrong = [row for row in rows if is_wrong(row)]
     for row in wrong:
         print("WRONG", row)

@@ -1,21 +1,26 @@
 """How fast are emulated matrix engines, beside this machine's own float32 matrix product?
 
-    python experiments/throughput_engines.py [--sizes 1024 2048] [--rounds 5] [--linear] [--out DIR]
+    python experiments/throughput_engines.py [--sizes 1024 2048] [--rounds 5] [--out DIR]
+    python experiments/throughput_engines.py --linear [256 512 1024 2048 4096]
 
 A square product in every engine of the table, and the machine's float32 product, are timed once a
 round, in turn, so that what else the machine does falls on both; a ratio is the median over rounds,
 with its quartiles. `plain` is a call inside a caller's own `jax.jit`, `options` one compiled with
-`lowprec.compiler_options()`. `--linear` times one engine over sizes from 256 to 4096 and draws it.
-PyPI mmasim, the reference model, is timed where it is installed, on 128 x 128 x 512. Times are of
-emulation: they say nothing of the hardware that has the engines.
+`lowprec.compiler_options()`. `--linear` times one engine over sizes and draws it, and leaves the
+table as it is but where `--sizes` are given too. Both are in the report's page when it is next
+written; `manifest.json` has when and where each was made. PyPI mmasim, the reference model, is
+timed where it is installed, on 128 x 128 x 512. Times are of emulation: they say nothing of the
+hardware that has the engines.
 """
 
 import argparse
 import csv
+import datetime
 import importlib
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lowprec as lp
+from lowprec.report import engine_speed
+from lowprec.report.shown import standalone
+from lowprec.study.manifest import manifest
 
 Call = Callable[[], Any]
 HOPPER_FP8 = "hopper.wgmma.fp8.fp32"
@@ -49,6 +57,7 @@ SLOW = {
     "cdna3.mfma.fp16.fp32": "float16",
 }
 """Engines that are timed when asked for, at a small size: `--engines fp32_fma --sizes 256`."""
+SIZES = (1024, 2048)
 LINEAR = (256, 512, 1024, 2048, 4096)
 
 
@@ -72,27 +81,69 @@ class Row(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 2048])
+    parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--engines", nargs="+", default=[*GOALS, *WITHOUT_GOAL])
-    parser.add_argument("--linear", action="store_true")
+    parser.add_argument("--linear", type=int, nargs="*", metavar="SIZE")
     parser.add_argument("--out", type=Path, default=Path("reports/throughput"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    if arguments.linear is None or arguments.sizes:
+        sizes = arguments.sizes or SIZES
+        table(arguments.engines, sizes, arguments.rounds, arguments.out)
+        record("engines", sizes, time.perf_counter() - start, arguments.out)
+    if arguments.linear is not None:
+        start, sizes = time.perf_counter(), arguments.linear or LINEAR
+        linear(sizes, arguments.out)
+        record("linear", sizes, time.perf_counter() - start, arguments.out)
+        draw(arguments.out)
+
+
+def record(name: str, sizes: Sequence[int], seconds: float, out: Path) -> None:
+    """Writes when and where a table was made beside what is known of the other."""
+    path = out / engine_speed.MANIFEST
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known[name] = manifest([], [], {"sizes": list(sizes)}) | {
+        "command": f"{engine_speed.COMMAND}{' --linear' if name == 'linear' else ''}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seconds": round(seconds),
+    }
+    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def table(engines: list[str], sizes: Sequence[int], rounds: int, out: Path) -> None:
+    """Times the engines at every size, and writes the table after each."""
     rows: list[Row] = []
-    for size in arguments.sizes:
-        for engine in arguments.engines:
-            for row in timed(engine, size, arguments.rounds):
+    for size in sizes:
+        for engine in engines:
+            for row in timed(engine, size, rounds):
                 rows.append(row)
                 print(line(row), flush=True)
-            write(arguments.out / "engines.csv", rows)
-    if HOPPER_FP8 in arguments.engines:
+            write(out / "engines.csv", rows)
+    if HOPPER_FP8 in engines:
         ours = [row for row in rows if row.engine == HOPPER_FP8]
         print(beside_mmasim(max(row.multiply_adds_per_second for row in ours)))
-    if arguments.linear:
-        linear = [row for size in LINEAR for row in timed(HOPPER_FP8, size, 2, ("plain",))]
-        write(arguments.out / "linear.csv", linear)
-        draw(linear, arguments.out / "linear.png")
+
+
+def linear(sizes: Sequence[int], out: Path) -> None:
+    """Times one engine over sizes, two rounds each, and writes the table after each."""
+    rows: list[Row] = []
+    for size in sizes:
+        rows += timed(HOPPER_FP8, size, 2, ("plain",))
+        print(line(rows[-1]), flush=True)
+        write(out / "linear.csv", rows)
+
+
+def draw(out: Path) -> None:
+    """Draws what the report draws of the tables."""
+    section = engine_speed.read_speed(out)
+    assert section is not None
+    (out / "figures").mkdir(exist_ok=True)
+    for figure in section.figures:
+        drawn = out / "figures" / f"{figure.name}.svg"
+        drawn.write_text(standalone(figure.wide), encoding="utf-8")
+        print(figure.title)
 
 
 def timed(
@@ -211,24 +262,6 @@ def write(path: Path, rows: list[Row]) -> None:
         writer.writerow(Row._fields)
         for one in rows:
             writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in one)
-
-
-def draw(rows: list[Row], path: Path) -> None:
-    """Seconds against multiply-adds, beside a line of slope one."""
-    plt = importlib.import_module("matplotlib.pyplot")
-    work = np.array([row.size**3 for row in rows], float)
-    seconds = np.array([row.seconds for row in rows])
-    slope = float(np.polyfit(np.log(work[1:]), np.log(seconds[1:]), 1)[0])
-    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    axes.loglog(work, seconds, "o-", color="#0072B2", label=HOPPER_FP8)
-    axes.loglog(work, work * seconds[-1] / work[-1], "--", color="#555555", label="linear")
-    axes.set(
-        xlabel="multiply-adds (M N K), M = N = K from 256 to 4096",
-        ylabel="seconds (emulation on this machine)",
-        title=f"Emulation costs M N K to the power {slope:.2f} from 512 on",
-    )
-    axes.legend()
-    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import polars as pl
 from lowprec.report import shown, words
 from lowprec.report.accumulation import AccumulationResults
 from lowprec.report.digest import Column, Table
-from lowprec.report.figures import accumulation, accumulation_front
+from lowprec.report.figures import accumulation, accumulation_front, accumulation_swamping
+from lowprec.report.figures.accumulation_parts import DEPTH, HOPPER, LENGTH, PROMOTED
 from lowprec.report.findings import Finding
 from lowprec.report.section import Section
 
@@ -22,7 +23,11 @@ FIGURES: Mapping[str, tuple[str, shown.Draw, str]] = {
         "errors",
     ),
     "accumulation_front": ("Error against cost", accumulation_front.error_cost_front, "front"),
-    "accumulation_swamping": ("Swamping in fp16 (1,6,9)", accumulation.swamping, "swamping"),
+    "accumulation_swamping": (
+        "Swamping in fp16 (1,6,9)",
+        accumulation_swamping.swamping,
+        "swamping",
+    ),
 }
 """Every figure by name: its heading, its function, and the table it is drawn from."""
 
@@ -53,7 +58,7 @@ Frames = Mapping[str, pl.DataFrame]
 
 
 def _engine(errors: pl.DataFrame) -> pl.DataFrame:
-    return errors.filter(pl.col("fused_length") == accumulation.LENGTH)
+    return errors.filter(pl.col("fused_length") == LENGTH)
 
 
 def _scope(errors: pl.DataFrame) -> str:
@@ -74,9 +79,9 @@ def _depth(frames: Frames) -> Finding | None:
     if errors.is_empty():
         return None
     rows = _engine(errors).filter(
-        pl.col("fraction_bits") == accumulation.HOPPER,
-        pl.col("promote_every").is_in([0, accumulation.PROMOTED]),
-        pl.col("k").is_in([accumulation.DEPTH, max(errors["k"])]),
+        pl.col("fraction_bits") == HOPPER,
+        pl.col("promote_every").is_in([0, PROMOTED]),
+        pl.col("k").is_in([DEPTH, max(errors["k"])]),
     )
     cells = [
         f"{row['distribution']} K = {row['k']} "
@@ -95,9 +100,9 @@ def _promotion(frames: Frames) -> Finding | None:
     if errors.is_empty():
         return None
     rows = frames["promotion"].filter(
-        pl.col("fused_length") == accumulation.LENGTH,
-        pl.col("fraction_bits") == accumulation.HOPPER,
-        pl.col("promote_every") == accumulation.PROMOTED,
+        pl.col("fused_length") == LENGTH,
+        pl.col("fraction_bits") == HOPPER,
+        pl.col("promote_every") == PROMOTED,
         pl.col("k") == max(errors["k"]),
     )
     cells = [
@@ -122,7 +127,7 @@ def _bits(frames: Frames) -> Finding | None:
         for bits in [accumulation.matching_bits(rows, name)]
     ]
     return Finding(
-        text=f"{accumulation.bits_title(errors)} at K = {accumulation.DEPTH}.",
+        text=f"{accumulation.bits_title(errors)}.",
         evidence=f"{_scope(errors)}; at K = {max(errors['k'])}: {', '.join(cells)}",
     )
 
@@ -132,8 +137,8 @@ def _gain(frames: Frames) -> Finding | None:
     if errors.is_empty():
         return None
     rows = _engine(errors).filter(
-        pl.col("k") == accumulation.DEPTH,
-        pl.col("fraction_bits") == accumulation.HOPPER,
+        pl.col("k") == DEPTH,
+        pl.col("fraction_bits") == HOPPER,
         pl.col("promote_every") == 0,
     )
     if rows.is_empty():
@@ -153,7 +158,7 @@ def _gain(frames: Frames) -> Finding | None:
             "Of the squared error of a 13-bit chain never promoted, shrinkage is "
             f"{words.listed(shares)}."
         ),
-        evidence=f"K = {accumulation.DEPTH}, {_scope(errors)}: {'; '.join(cells)}",
+        evidence=f"K = {DEPTH}, {_scope(errors)}: {'; '.join(cells)}",
     )
 
 
@@ -163,9 +168,9 @@ def _bounds(frames: Frames) -> Finding | None:
         return None
     worst = max(errors["worst_share"])
     chains = _engine(errors).filter(
-        pl.col("fraction_bits") == accumulation.HOPPER,
+        pl.col("fraction_bits") == HOPPER,
         pl.col("promote_every") == 0,
-        pl.col("k") == accumulation.DEPTH,
+        pl.col("k") == DEPTH,
     )
     cells = [
         f"{row['distribution']} {words.percent(row['relative_error'], 2)} against "
@@ -186,7 +191,7 @@ def _bounds(frames: Frames) -> Finding | None:
         evidence=(
             f"{words.counted(len(errors), 'setting')}, of which {len(short)} have fewer errors "
             f"within than {words.percent(errors['coverage'][0], 1)}; 13 bits never promoted at "
-            f"K = {accumulation.DEPTH}, error against both bounds: {'; '.join(cells)}"
+            f"K = {DEPTH}, error against both bounds: {'; '.join(cells)}"
         ),
     )
 
@@ -224,9 +229,7 @@ def _published(frames: Frames) -> Finding | None:
         f"{words.percent(row['value'], 2)}"
         for row in fits.iter_rows(named=True)
     ]
-    hopper = rows.filter(
-        pl.col("fraction_bits") == accumulation.HOPPER, pl.col("promote_every") == 0
-    )
+    hopper = rows.filter(pl.col("fraction_bits") == HOPPER, pl.col("promote_every") == 0)
     found = hopper.filter("fits")
     settings = [f"{row['distribution']} ({row['norm']})" for row in found.to_dicts()]
     text = f"“Nearly 2 %” ({first['source']}) at K = {first['k']} comes out in "
@@ -241,7 +244,7 @@ def _published(frames: Frames) -> Finding | None:
     median = rows.filter(
         pl.col("distribution") == first["distribution"],
         pl.col("norm") == "median |y-x|/|x|",
-        pl.col("fraction_bits") == accumulation.HOPPER,
+        pl.col("fraction_bits") == HOPPER,
     )
     medians = [
         f"{words.percent(row['value'], 2)} {'promoted' if row['promote_every'] else 'alone'}"
@@ -266,12 +269,25 @@ def _swamping(frames: Frames) -> Finding | None:
         return None
     cells = [
         f"{row['engine']} K = {row['k']} {words.number(row['ratio'], 4)} "
-        f"({words.number(row['ratio_low'], 4)} to {words.number(row['ratio_high'], 4)})"
-        for row in rows.filter(pl.col("k").is_in([accumulation.DEPTH, max(rows["k"])])).to_dicts()
+        f"({words.number(row['ratio_low'], 4)} to {words.number(row['ratio_high'], 4)}), error of "
+        f"a sum {words.percent(row['relative_error'], 2)}"
+        for row in rows.filter(pl.col("k").is_in([DEPTH, max(rows["k"])])).to_dicts()
     ]
+    short = rows.filter(pl.col("within_probabilistic") < pl.col("coverage"))
+    failing = [
+        f"{name} from K = {min(short.filter(pl.col('engine') == name)['k'])} on"
+        for name in short["engine"].unique(maintain_order=True)
+    ]
+    first = rows.row(0, named=True)
     return Finding(
-        text=f"{accumulation.swamping_title(rows)}.",
-        evidence=f"the setting of {rows['source'][0]}; sum over exact sum: {'; '.join(cells)}",
+        text=f"{accumulation_swamping.title(rows)}.",
+        evidence=(
+            f"uniform numbers of mean {first['mean']:g} and standard deviation "
+            f"{first['standard_deviation']:g}, the figure of {first['source']} as we read it, not "
+            f"verified; mean of sum over exact sum: {'; '.join(cells)}. Largest part that an error "
+            f"is of its deterministic bound: {words.percent(max(rows['worst_share']), 0)}; the "
+            f"probabilistic one fails on {words.listed(failing) or 'none'}"
+        ),
     )
 
 
@@ -280,12 +296,12 @@ def tables(results: AccumulationResults) -> list[Table]:
     frames = results.frames
     errors = frames["errors"]
     shown_errors = errors.filter(
-        pl.col("fused_length") == accumulation.LENGTH,
-        pl.col("k").is_in([1024, accumulation.DEPTH, 16384]),
-        pl.col("promote_every").is_in([0, accumulation.PROMOTED]),
+        pl.col("fused_length") == LENGTH,
+        pl.col("k").is_in([1024, DEPTH, 16384]),
+        pl.col("promote_every").is_in([0, PROMOTED]),
         pl.col("fraction_bits").is_in([8, 10, 13, 16, 20, 25]),
     )
-    published = frames["published"].filter(pl.col("fraction_bits") == accumulation.HOPPER)
+    published = frames["published"].filter(pl.col("fraction_bits") == HOPPER)
     return [
         _table("errors", "Errors by width, depth and promotion", _ERRORS_NOTE, shown_errors, [
             ("numbers", False, lambda r: r["distribution"]),

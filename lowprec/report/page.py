@@ -11,6 +11,7 @@ import polars as pl
 from lowprec.report import digest, entries, figures, tables
 from lowprec.report.accumulation import read_accumulation
 from lowprec.report.accumulation_section import accumulation_section
+from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
@@ -34,9 +35,9 @@ def write_report(results: Results, out: Path) -> Path:
 
     The directory is made where it is missing, its parent is not. Where it has a folder `formats`
     or `accumulation`, with what `lowprec.report.formats.write_formats` or
-    `lowprec.report.accumulation.write_accumulation` wrote, the page has a section of it. The same
-    results give the same bytes in every file; measured times are in `timings.*` and in a table of
-    the page alone.
+    `lowprec.report.accumulation.write_accumulation` wrote, or `throughput` with the tables of
+    `lowprec.report.engine_speed`, the page has a section of it. The same results give the same
+    bytes in every file; measured times are in `timings.*` and in tables of the page alone.
 
     Returns:
       The path of the page.
@@ -65,7 +66,8 @@ def write_report(results: Results, out: Path) -> Path:
         studied = read_accumulation(out / "accumulation")
         accumulation = None if studied is None else accumulation_section(studied)
         page = out / "index.html"
-        text = render(results, [f for f in shown if f is not None], formats, accumulation)
+        speed = read_speed(out / "throughput")
+        text = render(results, [f for f in shown if f is not None], formats, accumulation, speed)
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write the report to {out}: {error}") from error
@@ -83,6 +85,7 @@ def render(
     shown: list[Shown],
     formats: Section | None = None,
     accumulation: Section | None = None,
+    speed: Section | None = None,
 ) -> str:
     """The page's text."""
     frames = results.frames()
@@ -96,6 +99,7 @@ def render(
         figures=shown,
         formats=formats,
         accumulation=accumulation,
+        speed=speed,
         tables=digest.page_tables(results),
         timings=digest.timing_table(results.timings),
         entries=entries.used_entries(results),

@@ -196,7 +196,7 @@ def gain_and_rest(
     gain = _ratio(np.sum((y - x) * x, axis=1), energy)
     rest = np.sum((y - x - gain.value * x) ** 2, axis=1)
     whole = np.sum((y - x) ** 2, axis=1)
-    return gain, _root(_ratio(rest, energy)), _root(_ratio(whole, energy))
+    return gain, root(_ratio(rest, energy)), root(_ratio(whole, energy))
 
 
 def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> ratios.Estimate:
@@ -205,7 +205,8 @@ def _ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> 
     return ratios.Estimate(value, float(spread.std(ddof=1) / np.sqrt(spread.size)))
 
 
-def _root(square: ratios.Estimate) -> ratios.Estimate:
+def root(square: ratios.Estimate) -> ratios.Estimate:
+    """The root of an estimate, its standard error by linearisation."""
     value = float(np.sqrt(square.value))
     return ratios.Estimate(value, square.standard_error / (2 * value) if value else 0.0)
 
@@ -264,6 +265,11 @@ def front_rows(errors: list[ErrorRow], k: int) -> Iterator[FrontRow]:
                 relative_error=row.relative_error,
                 relative_low=row.relative_low,
                 relative_high=row.relative_high,
+                deterministic_bound=row.deterministic_bound,
+                probabilistic_bound=row.probabilistic_bound,
+                outputs=row.outputs,
+                seeds=row.seeds,
+                seed=row.seed,
                 on_front=best,
             )
 

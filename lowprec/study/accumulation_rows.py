@@ -74,7 +74,8 @@ class PromotionRow:
 class FrontRow:
     """An engine's cost proxy a product beside its error; `on_front` where none is better in both.
 
-    The proxy (`lowprec.study.accumulation_cost`) counts bits, and is no area.
+    Errors and bounds are those of its `ErrorRow`. The proxy (`lowprec.study.accumulation_cost`)
+    counts bits, and is no area.
     """
 
     distribution: str
@@ -91,6 +92,11 @@ class FrontRow:
     relative_error: float
     relative_low: float
     relative_high: float
+    deterministic_bound: float
+    probabilistic_bound: float
+    outputs: int
+    seeds: int
+    seed: int
     on_front: bool
 
 
@@ -116,16 +122,30 @@ class PublishedRow:
 class SwampingRow:
     """Sums of k uniform numbers in a narrow accumulator over the exact sums: mean and interval.
 
-    `grows` is by how much the sum grew since half as many numbers, over what it should have.
+    The numbers have the `mean` and `standard_deviation`. `grows` is by how much the sum grew since
+    half as many numbers, over what it should have. `relative_error` is the root of the mean square
+    of 1 - ratio over `sums`, and both bounds are of that norm
+    (`lowprec.study.accumulation_swamping`); `worst_share` and `within_probabilistic` are as in
+    `ErrorRow`.
     """
 
     engine: str
     source: str
+    mean: float
+    standard_deviation: float
     k: int
     ratio: float
     ratio_low: float
     ratio_high: float
     grows: float
+    relative_error: float
+    relative_low: float
+    relative_high: float
+    deterministic_bound: float
+    probabilistic_bound: float
+    worst_share: float
+    within_probabilistic: float
+    coverage: float
     sums: int
     seed: int
 

@@ -46,7 +46,7 @@ def compare_device(device: Any) -> tuple[int, int, str]:
     got = np.asarray(jnp.matmul(*put, preferred_element_type=jnp.float32)).view(np.uint32)
     differing = {engine.name: count_differing(engine, a, b, got) for engine in engines}
     name = min(differing, key=lambda name: differing[name])
-    what = f"{device.device_kind}, float16 products of {length}, nearest engine {name}"
+    what = f"{device.device_kind}, float16 products of {length} without c, nearest engine {name}"
     return got.size, differing[name], what
 
 

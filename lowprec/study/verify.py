@@ -21,7 +21,7 @@ from lowprec.engines.vectors import directed_vectors, layouts
 from lowprec.gemm.recipe import get_recipe
 from lowprec.numerics.format import Format, get_format
 from lowprec.scaling.block import get_block
-from lowprec.study.device_product import compare_device
+from lowprec.study.device_product import compare_device, engines_of
 from lowprec.study.engine_dots import dot_codes, nameless, product_codes, same_codes
 from lowprec.study.hazard_probes import PROBES, Probe
 from lowprec.study.silicon import Capture, read_captures
@@ -286,5 +286,10 @@ def check_gpu() -> Outcome:
     """The GPU's own float16 product of one instruction against its architecture's engine."""
     gpus = [device for device in jax.devices() if device.platform == "gpu"]
     if not gpus:
-        return Outcome(0, 0, "no GPU", skipped=True)
+        return Outcome(0, 0, "JAX sees none", skipped=True)
+    try:
+        engines_of(gpus[0])
+    except ValueError as error:
+        # Nothing is claimed of this GPU, so that nothing about it can be wrong.
+        return Outcome(0, 0, str(error), skipped=True)
     return Outcome(*compare_device(gpus[0]))

@@ -15,7 +15,7 @@ from lowprec.report.accumulation import (
     write_accumulation,
 )
 from lowprec.report.accumulation_section import FIGURES, accumulation_section, findings
-from lowprec.report.figures import accumulation
+from lowprec.report.figures import accumulation, accumulation_swamping
 from tests.report import synthetic
 from tests.report.test_page import Page
 
@@ -40,6 +40,13 @@ def test_committed_results_are_whole_and_within_their_bounds(results: Accumulati
     assert (errors["worst_share"] <= 1).all() and (errors["relative_error"] >= 0).all()
     same_signs = errors.filter(pl.col("distribution") == "U(0,1)", pl.col("fraction_bits") <= 16)
     assert (same_signs["gain_high"] < 0).all()
+    swamping = results.frames["swamping"]
+    assert (swamping["worst_share"] <= 1).all()
+    # The mean square holds the square of the mean.
+    assert (swamping["relative_error"] >= (1 - swamping["ratio"]).abs()).all()
+    assert (swamping["probabilistic_bound"] < swamping["deterministic_bound"]).all()
+    failing = swamping.filter(pl.col("within_probabilistic") < pl.col("coverage"))
+    assert set(failing["engine"]) == {accumulation_swamping.PLAIN}
     drawn = {path.stem for path in (COMMITTED / "figures").glob("*.svg")}
     assert drawn == set(FIGURES)
 
@@ -74,6 +81,11 @@ def test_titles_follow_the_data(results: AccumulationResults) -> None:
     less = errors.with_columns(pl.col("relative_error") / 2)
     assert accumulation.depth_title(less) != accumulation.depth_title(errors)
     assert accumulation.bits_title(less) == accumulation.bits_title(errors)
+    sums = results.frames["swamping"]
+    lost = 1 - sums.filter(pl.col("engine") == accumulation_swamping.PLAIN)["ratio"][-1]
+    assert f"lose {lost * 100:.1f} %" in accumulation_swamping.title(sums)
+    halved = sums.with_columns((pl.col("ratio") + 1) / 2)
+    assert f"lose {lost * 50:.1f} %" in accumulation_swamping.title(halved)
     worse = errors.with_columns(worst_share=pl.lit(1.5))
     changed = AccumulationResults(
         frames={**results.frames, "errors": worse}, manifest=results.manifest
@@ -88,7 +100,12 @@ def test_page_has_the_section_where_results_lie_beside_it(
     small = synthetic.results(products=none, model=none, histogram=none, cards=none)
     assert 'id="accumulation"' not in write_report(small, tmp_path).read_text(encoding="utf-8")
     write_accumulation(results, tmp_path / "accumulation")
-    page = Page(write_report(small, tmp_path).read_text(encoding="utf-8"))
+    text = write_report(small, tmp_path).read_text(encoding="utf-8")
+    page = Page(text)
+    # K, L, numbers, norm, seeds and both bounds stand in every figure, wide and narrow.
+    for said in ("L = ", "64 seeds", "deterministic bound", "probabilistic bound", "error"):
+        drawn = text.replace("\u00a0", " ").split("<svg ")[1:]
+        assert sum(said in part for part in drawn) == 2 * len(FIGURES), said
     assert not page.open and len(page.ids) == len(set(page.ids))
     assert page.tags.count("svg") == 2 * len(FIGURES) and "accumulation" in page.ids
     assert "python experiments/accumulation.py" in " ".join(page.words)

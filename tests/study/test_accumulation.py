@@ -16,6 +16,7 @@ from lowprec.study.accumulation_bounds import bound_terms, exact_steps
 from lowprec.study.accumulation_config import Config, Distribution, read_config
 from lowprec.study.accumulation_cost import cost, pareto
 from lowprec.study.accumulation_operands import Card, draw, synthesize
+from lowprec.study.accumulation_swamping import sum_bounds
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "accumulation.toml"
 E4M3 = get_format("float8_e4m3fn")
@@ -153,6 +154,38 @@ def test_engine_is_the_catalogues_at_its_own_width() -> None:
     base = get_engine("hopper.wgmma.fp8.fp32")
     made = study.imagined(base, 13, 32)
     assert dataclasses.replace(made, name=base.name, evidence=base.evidence) == base
+
+
+def test_bounds_of_sums_by_hand() -> None:
+    """Running sums 1, 2, 3, 4; the first needs no rounding. u = 2^-11, and 2^-8 of bfloat16."""
+    ones, u, v = np.ones((1, 4)), 2.0**-11, 2.0**-8
+    nearest = sum_bounds(ones, get_engine("sequential.float16.nearest_even"), (2, 4))
+    assert nearest.deterministic.tolist() == [[u * 2], [3 * u * 4]]
+    np.testing.assert_allclose(nearest.probabilistic[1], 3 * u * np.sqrt(4 + 9 + 16), rtol=1e-15)
+    stochastic = sum_bounds(ones, get_engine("sequential.float16.stochastic"), (4,))
+    np.testing.assert_allclose(stochastic.deterministic, ((1 + 2 * u) ** 3 - 1) * 4, rtol=1e-12)
+    np.testing.assert_array_equal(stochastic.probabilistic[0], nearest.probabilistic[1])
+    chunks = sum_bounds(ones, get_engine("chunked.2.float16.bfloat16"), (2, 4))
+    assert chunks.deterministic.tolist() == [[u * 2], [(u + v * (1 + u)) * 4]]
+    squares = 2 * (2 * u) ** 2 + (4 * v) ** 2
+    np.testing.assert_allclose(chunks.probabilistic[1], 3 * np.sqrt(squares), rtol=1e-15)
+    with pytest.raises(ValueError, match=r"no bounds for pairwise\.float16, which sums tree"):
+        sum_bounds(ones, get_engine("pairwise.float16"), (4,))
+
+
+def test_bounds_of_sums_hold_in_numpys_float16() -> None:
+    """NumPy accumulates one by one, each sum rounded to nearest even."""
+    x = (1 + np.random.default_rng(0).uniform(-1.7, 1.7, (64, 16384))).astype(np.float16)
+    depths = (256, 1024, 16384)
+    at = [k - 1 for k in depths]
+    running = np.add.accumulate(x, axis=1, dtype=np.float16).astype(np.float64)[:, at].T
+    exact = np.cumsum(x.astype(np.float64), axis=1)[:, at].T
+    bounds = sum_bounds(x, get_engine("sequential.float16.nearest_even"), depths)
+    error = np.abs(running - exact)
+    assert (error <= bounds.deterministic).all() and error.max() > 1
+    within = np.mean(error <= bounds.probabilistic, axis=1)
+    # Swamped, sums err by far more than errors of mean zero would.
+    assert within[0] == within[1] == 1 and within[2] == 0
 
 
 def test_errors_name_what_is_wrong(tmp_path: Path, config: Config) -> None:

@@ -223,6 +223,15 @@ def test_a_device_is_compared_with_the_engines_of_its_architecture() -> None:
     assert device_product.count_differing(volta, a, b, np.array(own, np.uint32)) == 0
 
 
+def test_a_gpu_of_which_nothing_is_claimed_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = types.SimpleNamespace(**vars(device("6.1")), platform="gpu")
+    monkeypatch.setattr(verify.jax, "devices", lambda: [unknown])
+    found = verify.check_gpu()
+    assert found.skipped and "no float16 engine is known for a GPU" in found.detail
+    monkeypatch.setattr(verify.jax, "devices", lambda: [])
+    assert verify.check_gpu() == verify.Outcome(0, 0, "JAX sees none", skipped=True)
+
+
 @pytest.mark.slow
 def test_everything_holds() -> None:
     folder = FOLDER if FOLDER.is_dir() else None

@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from lowprec.report import style, words
+from lowprec.report.figures import accumulation_parts as parts
 from lowprec.report.figures.accumulation import times
+from lowprec.report.figures.accumulation_parts import HOPPER
 
 PLACES: dict[str, style.Look] = {
     "never promoted": {"color": "#d55e00"},
@@ -15,7 +17,6 @@ PLACES: dict[str, style.Look] = {
 }
 SHAPES = {8: "^", 16: "s", 32: "o"}
 """Markers by the length of a step."""
-HOPPER = 13
 
 
 def error_cost_front(front: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
@@ -27,7 +28,7 @@ def error_cost_front(front: pl.DataFrame, *, narrow: bool = False) -> style.Pict
     with style.look(narrow):
         columns = 1 if narrow else 2
         lines = -(-len(names) // columns)
-        figure = style.start(narrow, 1.2 + 3.1 * lines, 1.9 + 2.6 * lines, heading, 92)
+        figure = style.start(narrow, 1.5 + 3.2 * lines, 2.9 + 2.7 * lines, heading, parts.LETTERS)
         grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten()
         for axes in grid[len(names) :]:
             axes.set_visible(False)
@@ -35,17 +36,20 @@ def error_cost_front(front: pl.DataFrame, *, narrow: bool = False) -> style.Pict
             _panel(axes, front.filter(pl.col("distribution") == name), narrow)
             axes.set_title(words.label(name), loc="left")
         for axes in grid[::columns]:
-            axes.set_ylabel("relative error of sums")
+            axes.set_ylabel(parts.ERROR)
         for axes in grid[max(0, len(names) - columns) : len(names)]:
             axes.set_xlabel("cost proxy, bits a product")
-        style.legend(figure, _handles(front), narrow, columns=7)
+        style.legend(figure, _handles(front), narrow, columns=4)
+        lengths = sorted(set(front["fused_length"]))
+        lengths = words.listed([str(length) for length in lengths])
+        parts.setting(figure, narrow, front, depth=str(front["k"][0]), length=lengths)
     sentence = (
-        f"Sums of {front['k'][0]} products. The proxy counts a multiplexer, a full adder or a "
+        "The proxy counts a multiplexer, a full adder or a "
         "flip-flop as one bit: aligners and normalizer, adder tree, register, and promotion's "
         "float32 register and its share of a float32 adder, over the products of a step; it is no "
         "area, and leaves out moving sums between units. Filled points are on the front, some "
-        "labelled with F / promotion interval; rings are Hopper's 13 bits, alone and promoted "
-        "every 128."
+        "labelled with F / N_C, N_C the promotion interval; rings are Hopper's 13 bits, alone and "
+        f"promoted every 128. {parts.BOUNDS_SENTENCE}"
     )
     return style.Picture(figure=figure, title=heading, sentence=sentence)
 
@@ -69,6 +73,7 @@ def _panel(axes: Axes, rows: pl.DataFrame, narrow: bool) -> None:
         )
     best = rows.filter("on_front").sort("cost")
     axes.plot(best["cost"], best["relative_error"], color=style.INK, linewidth=0.9, zorder=1)
+    parts.bounds(axes, best, "cost", style.MUTED)
     hopper = rows.filter(
         pl.col("fraction_bits") == HOPPER,
         pl.col("fused_length") == max(rows["fused_length"]),
@@ -106,7 +111,7 @@ def _handles(front: pl.DataFrame) -> list[Line2D]:
         for length in sorted(set(front["fused_length"]))
     ]  # fmt: skip
     handles.append(Line2D([], [], color=style.INK, linewidth=0.9, label="front"))
-    return handles
+    return handles + parts.bound_handles(style.MUTED)
 
 
 def title(front: pl.DataFrame) -> str:
