@@ -318,7 +318,12 @@ def test_errors(message: str, options: dict[str, Any]) -> None:
     ("message", "changes"),
     [
         ("clip_ratio", {"clip_ratio": 1.5}),
+        ("min_range and min_scale", {"min_range": -1.0}),
+        ("min_range and min_scale", {"min_scale": -1.0}),
         ("fused = true", {"fused": True}),
+        ("fused = true", {"fused": True, "zero_point": "minimum", "arithmetic": "float16"}),
+        ("fused = true", {"fused": True, "zero_point": "integer", "arithmetic": "float32"}),
+        ("zero_point = 'packed' needs", {"zero_point": "packed", "offset_bits": 0}),
         ("round_offset", {"round_offset": True}),
         ("offset_bits = 0", {"offset_bits": 0}),
     ],
