@@ -12,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import check_computable, check_shapes, nameless
-from lowprec.gemm.operand import Operand, prepare_operand
+from lowprec.gemm.operand import Operand, prepare_operand, whole_transforms
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
 from lowprec.numerics import float32
@@ -157,14 +157,15 @@ def _forward(
 ) -> jax.Array:
     # Three programs outside a caller's `jit`: recipes share those that are the same.
     pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
-    summed = summation(recipe, role)
+    summed, turned = summation(recipe, role), pair.transforms_cancel
+    a, b = whole_transforms(a, b, pair)
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    left = _prepare(a, pair.a, place, -1, a_key, every)
-    right = _prepare(b, pair.b, place, -2, b_key, every)
+    left = _prepare(a, pair.a, place, -1, a_key, every, turned)
+    right = _prepare(b, pair.b, place, -2, b_key, every, turned)
     return multiply_operands(left, right, summed)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block"))
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block", "turned"))
 def _prepare(
     x: jax.Array,
     target: Format | Block,
@@ -172,8 +173,11 @@ def _prepare(
     axis: int,
     key: jax.Array | None,
     scale_block: int | None,
+    turned: bool,
 ) -> Operand:
-    return prepare_operand(x, target, place, axis=axis, key=key, scale_block=scale_block)[0]
+    return prepare_operand(
+        x, target, place, axis=axis, key=key, scale_block=scale_block, turned=turned
+    )[0]
 
 
 @functools.cache

@@ -1,11 +1,13 @@
 """One operand of a product, quantized: its elements, and the scales still to be applied."""
 
+import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lowprec.gemm.recipe import ScalePlace
+from lowprec.gemm.recipe import OperandPair, ScalePlace
 from lowprec.numerics import float32
 from lowprec.numerics.codec import decode, encode
 from lowprec.numerics.format import Format
@@ -41,20 +43,26 @@ def prepare_operand(
     axis: int,
     key: jax.Array | None,
     scale_block: int | None = None,
+    turned: bool = False,
 ) -> tuple[Operand, QTensor | None]:
     """Quantizes a matrix along its contraction axis, -1 for a and -2 for b.
 
     The QTensor beside the operand is what its values come from; None for a plain format. With
-    `place` = "engine" scales are left as codes, one for every `scale_block` elements along K.
+    `place` = "engine" scales are left as codes, one for every `scale_block` elements along K. A
+    transform is undone, unless the values are to stay `turned`.
     """
     if isinstance(target, Format):
         return Operand(_plain(x, target)), None
     stochastic = is_stochastic(target.rounding)
     words = jax.random.bits(key, x.shape, jnp.uint32) if stochastic and key is not None else None
     q = quantize(x, target, axis=axis, random_bits=words)
+    if target.transform is not None and not turned:
+        return Operand(q.dequantize()), q
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
     if place == "operands":
-        return Operand(float32.from_bits(q.scaled_bits()), None, tensor), q
+        # What is left as it was turned is scaled like any other.
+        plain = dataclasses.replace(q, block=dataclasses.replace(target, transform=None))
+        return Operand(float32.from_bits(plain.scaled_bits()), None, tensor), q
     if place == "engine":
         assert scale_block is not None
         codes = _block_scales(q, target, axis, scale_block)
@@ -67,6 +75,15 @@ def prepare_operand(
         shape[axis], keep[axis] = 1, 1
     scales = spread(per_tile, tuple(shape), tuple(keep))
     return Operand(float32.from_bits(q.element_bits()), scales, tensor), q
+
+
+def whole_transforms(a: jax.Array, b: jax.Array, pair: OperandPair) -> tuple[jax.Array, jax.Array]:
+    """Both matrices with zeros along K up to whole blocks of their transforms."""
+    sizes = [x.transform.size for x in (pair.a, pair.b) if isinstance(x, Block) and x.transform]
+    missing = -a.shape[1] % math.lcm(*(size or 1 for size in sizes))
+    if not missing:
+        return a, b
+    return jnp.pad(a, [(0, 0), (0, missing)]), jnp.pad(b, [(0, missing), (0, 0)])
 
 
 def _block_scales(q: QTensor, block: Block, axis: int, every: int) -> jax.Array:

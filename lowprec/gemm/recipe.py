@@ -29,6 +29,17 @@ class OperandPair:
         """The mean over both operands, scales included."""
         return (operand_bits(self.a) + operand_bits(self.b)) / 2
 
+    @property
+    def transforms_cancel(self) -> bool:
+        """Whether both operands are turned alike along K, which leaves their product as it was.
+
+        Then the turned values are multiplied; else a transform is undone before the product.
+        """
+        a, b = (x.transform if isinstance(x, Block) else None for x in (self.a, self.b))
+        if a is None or b is None or a.kind not in ("hadamard", "orthogonal"):
+            return False
+        return dataclasses.replace(a, output=b.output) == b
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -95,11 +106,22 @@ class Recipe:
                 self._check_place(role, side)
 
     def _check_place(self, role: Role, side: str) -> None:
-        operand = getattr(getattr(self, role), side)
+        pair = getattr(self, role)
+        operand = getattr(pair, side)
         if not isinstance(operand, Block):
             return
         along, scaled_by = operand.tile[1], self.scale_place
         where = f"recipe {self.name!r}: {role}.{side} = {operand.name}"
+        if operand.transform and operand.transform.needs:
+            raise ValueError(
+                f"{where} has a transform that takes `{operand.transform.needs}`, which a recipe "
+                f"has no place for"
+            )
+        if operand.transform and scaled_by != "operands" and not pair.transforms_cancel:
+            raise ValueError(
+                f"{where} has a transform that the other operand has not: it is undone before the "
+                f"product, which takes scales = 'operands', not {scaled_by!r}"
+            )
         if scaled_by == "output" and along != "all":
             raise ValueError(
                 f"{where} scales tiles of {along} along K; scales = 'output' needs 'all'"

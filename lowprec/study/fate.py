@@ -14,6 +14,7 @@ from lowprec.scaling.cast import cast
 from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
 from lowprec.scaling.tiles import spread, tiles_of
+from lowprec.scaling.transforms import apply
 
 
 class Fate(NamedTuple):
@@ -31,7 +32,8 @@ class Fate(NamedTuple):
 def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
     """Counts what quantization did to the elements of x; works under `jit`.
 
-    `became` is what x was quantized to, or the plain format that it was cast to.
+    `became` is what x was quantized to, or the plain format that it was cast to. Elements of a
+    block with a transform are those of the turned tensor.
     """
     before = float32.to_bits(x) & float32.MAGNITUDE
     if isinstance(became, Format) and became.name in ("float32", x.dtype.name):
@@ -40,7 +42,10 @@ def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
         after = float32.to_bits(cast(x, became)) & float32.MAGNITUDE
         clipped = before > float32.constant(became.max)
     else:
-        element = became.block.element
+        element, transform = became.block.element, became.block.transform
+        if transform is not None:
+            turned = apply(float32.to_bits(x), transform, became.axis, became.transform_state)[0]
+            before = turned & float32.MAGNITUDE
         after = became.element_bits() & float32.MAGNITUDE
         clipped = at_limit(became.codes, element) & (before > _limits(became))
     flushed = (before != 0) & (after == 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.gemm.gemm import multiply_operands, summation
-from lowprec.gemm.operand import Operand, prepare_operand
+from lowprec.gemm.operand import Operand, prepare_operand, whole_transforms
 from lowprec.gemm.recipe import ROLES, Recipe, Role, ScalePlace, operand_bits
 from lowprec.metrics import measure
 from lowprec.models.operands import LoneTensor, Operands
@@ -83,14 +83,15 @@ def _shared_size(size: int) -> int:
 def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
     """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
     pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
-    summed = summation(recipe, role)
+    summed, turned = summation(recipe, role), pair.transforms_cancel
+    a, b = whole_transforms(a, b, pair)
     a_key, b_key = jax.random.split(jax.random.key(0)) if recipe.stochastic else (None, None)
-    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every)
-    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every)
+    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every, turned)
+    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every, turned)
     return multiply_operands(left, right, summed), a_fate, b_fate
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block"))
+@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block", "turned"))
 def _prepare(
     x: jax.Array,
     target: Format | Block,
@@ -98,9 +99,10 @@ def _prepare(
     axis: int,
     key: jax.Array | None,
     scale_block: int | None,
+    turned: bool,
 ) -> tuple[Operand, Fate]:
     operand, quantized = prepare_operand(
-        x, target, place, axis=axis, key=key, scale_block=scale_block
+        x, target, place, axis=axis, key=key, scale_block=scale_block, turned=turned
     )
     became = quantized if isinstance(target, Block) else target
     assert became is not None
