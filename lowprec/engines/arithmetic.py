@@ -12,9 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lowprec.numerics import float32, magnitudes
-from lowprec.numerics.codec import encode_bits, goes_away, round_bits
-from lowprec.numerics.decoding import decode_bits
+from lowprec.engines.narrowing import has_units, nearest_even, to_format
+from lowprec.numerics import float32
 from lowprec.numerics.format import Format
 from lowprec.numerics.rounding import is_stochastic
 
@@ -30,32 +29,47 @@ class Register:
       rounding: of every result.
       exact_products: whether the operands' products are exact in float32.
       flushes: whether results below 2^-126 are zeros.
+      held_products: whether they are numbers of the format too.
+      added: the format of what is added to numbers of `format`; None where it is that.
     """
 
     format: Format
     rounding: str
     exact_products: bool
     flushes: bool
+    held_products: bool = False
+    added: Format | None = None
 
     def rounded(self, x: jax.Array, words: jax.Array | None = None) -> jax.Array:
         """float32 numbers rounded to the format."""
         if self.format.name == "float32":
             return x
-        return float32.from_bits(_to_format(float32.to_bits(x), self.format, self.rounding, words))
+        if self._by_sums:
+            return nearest_even(x, self.format)
+        return float32.from_bits(to_format(float32.to_bits(x), self.format, self.rounding, words))
 
     def multiply(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
         """a * b rounded once."""
-        if self._native:
+        if self.held_products:
+            return a * b
+        if self.native:
             return apart(flush(a * b))
         if self.exact_products:
-            return self.rounded(apart(flush(a * b)), words)
+            product = flush(a * b)
+            # Fused into a sum, an exact product changes nothing.
+            return self.rounded(product if self._by_sums else apart(product), words)
         return self.rounded(cut_product(a, b, self.flushes, self._stochastic), words)
 
     def add(self, a: jax.Array, b: jax.Array, words: jax.Array | None = None) -> jax.Array:
         """a + b rounded once."""
-        # Rounding twice to nearest does no harm where the first has 2 p + 2 bits.
-        if self._native or (self.rounding == "nearest_even" and self.format.mantissa_bits <= 10):
-            return self.rounded(flush(a + b), words)
+        bits, added = self.format.mantissa_bits, self.added or self.format
+        # Rounding sums of p bits twice to nearest does no harm where the first has 2 p + 2 bits.
+        twice = self.rounding == "nearest_even" and added.mantissa_bits <= bits <= 10
+        if self.native or twice:
+            total = flush(a + b)
+            if self._by_sums and added == self.format:
+                return nearest_even(total, self.format, within=True)
+            return self.rounded(total, words)
         return self._rounded_sum(a, b, words)
 
     def multiply_add(
@@ -64,7 +78,7 @@ class Register:
         """a * b + c rounded once."""
         if self.exact_products and self.format.name != "float32":
             return self._rounded_sum(apart(flush(a * b)), c, words)
-        if not self._native:
+        if not self.native:
             raise ValueError(
                 f"fused_multiply in {self.format.name} needs operands whose products float32 "
                 f"holds: pass arrays of a narrower type, or a_format and b_format"
@@ -82,11 +96,16 @@ class Register:
         return jnp.where(opposite & (total == 0), np.float32(-0.0), total)
 
     @property
+    def _by_sums(self) -> bool:
+        return self.rounding == "nearest_even" and has_units(self.format)
+
+    @property
     def _stochastic(self) -> bool:
         return is_stochastic(self.rounding)
 
     @property
-    def _native(self) -> bool:
+    def native(self) -> bool:
+        """Whether it is float32's own."""
         return self.format.name == "float32" and self.rounding == "nearest_even"
 
 
@@ -105,14 +124,20 @@ def apart(x: jax.Array) -> jax.Array:
     return jnp.where(x == x, x, np.float32(np.nan))
 
 
+def two_sum(a: jax.Array, b: jax.Array, total: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    """a + b to nearest, and its error: their sum is exactly a + b, unless one overflows."""
+    total = a + b if total is None else total
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
+
+
 def _cut_sum(a: jax.Array, b: jax.Array, total: jax.Array, toward_zero: bool) -> jax.Array:
     """a + b rounded to odd, or toward zero, from `total`, to nearest.
 
     After rounding to odd a second rounding is safe, but for a stochastic one, which would take the
     odd bit for a part of the fraction.
     """
-    other = total - a
-    error = (a - (total - other)) + (b - other)
+    _, error = two_sum(a, b, total)
     bits = float32.to_bits(total)
     inexact = (jnp.abs(error) > 0) & (bits & float32.MAGNITUDE < float32.INFINITY)
     away = (float32.to_bits(error) ^ bits) >> 31 == 0
@@ -153,34 +178,3 @@ def _not_beyond(total: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     finite = (a & float32.MAGNITUDE < float32.INFINITY) & (b & float32.MAGNITUDE < float32.INFINITY)
     beyond = finite & (total & float32.MAGNITUDE == float32.INFINITY)
     return jnp.where(beyond, total - 1, total)
-
-
-def _to_format(bits: jax.Array, fmt: Format, rounding: str, words: jax.Array | None) -> jax.Array:
-    if fmt.exponent_bits == 8 and fmt.min_exponent == -126:
-        return _cut(bits, 23 - fmt.mantissa_bits, rounding, words)
-    if magnitudes.serves(fmt, rounding):
-        return round_bits(bits, fmt, rounding, "nonsaturating")
-    count = 32 if is_stochastic(rounding) else 0
-    codes = encode_bits(bits, fmt, rounding, "nonsaturating", words, count)
-    return decode_bits(codes.astype(jnp.uint32), fmt)
-
-
-def _cut(bits: jax.Array, drop: int, rounding: str, words: jax.Array | None) -> jax.Array:
-    """Rounds normal float32 bits to fewer mantissa bits; overflow as IEEE 754 says."""
-    size, sign = bits & float32.MAGNITUDE, bits & float32.SIGN
-    near = np.uint32(drop)
-    kept = size >> near
-    rest = size - (kept << near)
-    shift = jnp.full(bits.shape, drop, jnp.int32)
-    up = goes_away(
-        sign,
-        kept,
-        rest,
-        shift.astype(jnp.uint32),
-        shift,
-        rounding,
-        words,
-        0 if words is None else 32,
-    )
-    rounded = sign | ((kept + up.astype(jnp.uint32)) << near)
-    return jnp.where(size < float32.INFINITY, rounded, bits)

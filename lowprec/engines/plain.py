@@ -9,15 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lowprec.engines import fused_multiply
 from lowprec.engines.arithmetic import Register, flush_operand
 from lowprec.engines.engine import Engine
+from lowprec.engines.fused_multiply import Split
+from lowprec.engines.narrowing import holds_products
 from lowprec.engines.terms import reading
-from lowprec.engines.tiling import Kernel, over_tiles
+from lowprec.engines.tiling import Kernel, over_tiles, run_steps
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format
 
-STEP = 32
+_STEP = 32
 """How many k a step takes, unrolled: sums stay in registers meanwhile."""
+_FUSED_STEP = 4
+_ROUNDED_STEP = 8
+"""The same where sums are rounded, a chain of many operations: a processor then works on some
+steps at once."""
 
 
 def compute(
@@ -36,6 +43,9 @@ def compute(
     elif engine.subnormals == "flush":
         floats = [flush_operand(x) for x in floats]
         c = float32.to_bits(flush_operand(float32.from_bits(c)))
+    if engine.fused_multiply and register.native:
+        left, right = (fused_multiply.split(x) for x in floats)
+        return over_tiles(_multiply_add(register), a.shape[0], left, right, c)
     kernel = _KERNELS[engine.accumulation](engine, register, a.shape[0])
     return over_tiles(kernel, floats[0].shape[0], floats[0], floats[1], c, key)
 
@@ -66,13 +76,18 @@ def _without_subnormals(bits: jax.Array, smallest: np.uint32) -> jax.Array:
 def _register(engine: Engine, formats: tuple[Format | None, Format | None]) -> Register:
     first, second = formats
     flushes = engine.subnormals == "flush"
-    exact = False
+    exact = held = False
     if first is not None and second is not None:
         how = reading(first, second, False)
         # Out of float32's range a product would be lost, which rounding to nearest does not notice.
         whole = how.direct or (flushes and engine.output_rounding == "nearest_even")
         exact = whole and how.product_bits <= 24
-    return Register(engine.register_format, engine.output_rounding, exact, flushes)
+        held = how.direct and holds_products(engine.register_format, first, second)
+    return Register(engine.register_format, engine.output_rounding, exact, flushes, held)
+
+
+def _step_length(register: Register) -> int:
+    return _STEP if register.native else _ROUNDED_STEP
 
 
 def _nearest(register: Register, fmt: Format | None = None) -> Register:
@@ -96,33 +111,59 @@ def _sequential(engine: Engine, register: Register, depth: int) -> Kernel:
         total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None
     ) -> jax.Array:
         del known
-        if a.shape[0] > 2 * STEP:
-            whole = a.shape[0] - a.shape[0] % STEP
-            parts = [x[:whole].reshape(-1, STEP, x.shape[1]) for x in (a, b)]
-            total = lax.scan(
-                lambda t, x: (step(t, x[0], x[1], None, None), None), total, tuple(parts)
-            )[0]
-            a, b = a[whole:], b[whole:]
-        words = None
-        if key is not None:
-            words = jax.random.bits(key, (a.shape[0], 2, *total.shape), jnp.uint32)
+        words = None if key is None else _words(register, key, (a.shape[0], *total.shape))
         for k in range(a.shape[0]):
             x, y = a[k][:, None], b[k][None, :]
-            first, second = (None, None) if words is None else words[k]
+            first, second = (None, None) if words is None else (words[0][k], words[1][k])
             if engine.fused_multiply:
                 total = register.multiply_add(x, y, total, second)
             else:
                 total = register.add(total, register.multiply(x, y, first), second)
         return total
 
-    return Kernel(STEP, functools.partial(_start, register), step, _finish)
+    return Kernel(_step_length(register), functools.partial(_start, register), step, _finish)
+
+
+def _words(register: Register, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Random words for products and for sums: of one word the halves, where these are enough."""
+    if 23 - register.format.mantissa_bits > 16:
+        first, second = jax.random.bits(key, (2, *shape), jnp.uint32)
+        return first, second
+    both = jax.random.bits(key, shape, jnp.uint32)
+    return both << 16, both & np.uint32(0xFFFF0000)
+
+
+def _multiply_add(register: Register) -> Kernel:
+    """Sums of products that are not rounded: by floats where these are exact, else by integers."""
+
+    def step(total: jax.Array, a: Split, b: Split, known: None, key: Any) -> jax.Array:
+        del known, key
+        for k in range(a.whole.shape[0]):
+            x = Split(*(part[k][:, None] for part in a))
+            y = Split(*(part[k][None, :] for part in b))
+            total = fused_multiply.multiply_add(x, y, total)
+        return total
+
+    def by_integers(total: jax.Array, a: Split, b: Split, known: None, key: Any) -> jax.Array:
+        del known, key
+        return register.multiply_add(a.whole[0][:, None], b.whole[0][None, :], total)
+
+    start = functools.partial(_start, register)
+    slow = Kernel(1, start, by_integers, _finish)
+    return Kernel(
+        _FUSED_STEP, start, step, _finish, fits=fused_multiply.within_range, otherwise=slow
+    )
 
 
 def _chunked(engine: Engine, register: Register, depth: int) -> Kernel:
     del depth
     assert engine.fused_length is not None and engine.outer is not None
     outer = dataclasses.replace(
-        register, format=engine.outer, rounding=engine.outer_rounding, exact_products=False
+        register,
+        format=engine.outer,
+        rounding=engine.outer_rounding,
+        exact_products=False,
+        added=register.format,
     )
     inner = _sequential(engine, register, 0)
 
@@ -130,8 +171,8 @@ def _chunked(engine: Engine, register: Register, depth: int) -> Kernel:
         total: jax.Array, a: jax.Array, b: jax.Array, known: None, key: jax.Array | None
     ) -> jax.Array:
         del known
-        partial = jnp.zeros_like(total)
-        return outer.add(total, inner.step(lax.optimization_barrier(partial), a, b, None, key))
+        partial = lax.optimization_barrier(jnp.zeros_like(total))
+        return outer.add(total, run_steps(inner, a.shape[0], a, b, partial, key))
 
     return Kernel(engine.fused_length, functools.partial(_start, outer), step, _finish)
 
@@ -154,7 +195,7 @@ def _compensated(engine: Engine, register: Register, depth: int) -> Kernel:
             total = larger
         return total, error
 
-    return Kernel(STEP, start, step, lambda state: _finish(state[0]))
+    return Kernel(_step_length(register), start, step, lambda state: _finish(state[0]))
 
 
 def _tree(engine: Engine, register: Register, depth: int) -> Kernel:
@@ -164,7 +205,8 @@ def _tree(engine: Engine, register: Register, depth: int) -> Kernel:
     set.
     """
     del engine
-    places = max(1, (-(-depth // STEP)).bit_length())
+    length = _step_length(register)
+    places = max(1, (-(-depth // length)).bit_length())
 
     def start(c: jax.Array) -> Any:
         waiting = jnp.zeros((places, *c.shape), jnp.float32)
@@ -195,7 +237,7 @@ def _tree(engine: Engine, register: Register, depth: int) -> Kernel:
             total, some = jnp.where(here, joined, total), some | here
         return _finish(register.add(c, total))
 
-    return Kernel(STEP, start, step, finish)
+    return Kernel(length, start, step, finish)
 
 
 def _pairs(register: Register, sums: list[jax.Array]) -> jax.Array:

@@ -1,5 +1,6 @@
 """Cutting a product into tiles of one shape, and running an engine's steps over each."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class Kernel(NamedTuple):
       before: leaves (steps, length, R) and (steps, length, C) of all whole steps at once to what
         each step is handed beside them, first axis (steps,); None for nothing. It is computed in a
         loop of its own, which narrow integers make worth its while.
+      fits: whether this kernel is right for a tile's a, b and c; None where it always is.
+      otherwise: what computes the tiles that it does not fit.
     """
 
     length: int
@@ -30,6 +33,8 @@ class Kernel(NamedTuple):
     step: Callable[[Any, Any, Any, Any, jax.Array | None], Any]
     finish: Callable[[Any], jax.Array]
     before: Callable[[Any, Any], Any] = lambda a, b: None
+    fits: Callable[[Any, Any, jax.Array], jax.Array] | None = None
+    otherwise: "Kernel | None" = None
 
 
 def over_tiles(
@@ -47,8 +52,17 @@ def over_tiles(
     c_tiles = split_tiles(c, (rows, columns))
     keys = None if key is None else jax.random.split(key, c_tiles.shape[:2])
 
+    def run(
+        kernel: Kernel, a_tile: Any, b_tile: Any, c_tile: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        return kernel.finish(run_steps(kernel, depth, a_tile, b_tile, kernel.start(c_tile), key))
+
     def tile(a_tile: Any, b_tile: Any, c_tile: jax.Array, key: jax.Array | None) -> jax.Array:
-        return kernel.finish(_steps(kernel, depth, a_tile, b_tile, kernel.start(c_tile), key))
+        operands = a_tile, b_tile, c_tile, key
+        if kernel.fits is None or kernel.otherwise is None:
+            return run(kernel, *operands)
+        ways = (functools.partial(run, x) for x in (kernel, kernel.otherwise))
+        return lax.cond(kernel.fits(a_tile, b_tile, c_tile), *ways, *operands)
 
     def row(operands: Any) -> jax.Array:
         a_tile, c_row, key_row = operands
@@ -81,7 +95,7 @@ def _map(function: Callable[[Any], jax.Array], operands: Any) -> jax.Array:
     return lax.fori_loop(0, count, step, (out, first))[0]
 
 
-def _steps(kernel: Kernel, depth: int, a: Any, b: Any, state: Any, key: jax.Array | None) -> Any:
+def run_steps(kernel: Kernel, depth: int, a: Any, b: Any, state: Any, key: jax.Array | None) -> Any:
     """All steps of a tile: whole ones in a loop, then what is left of K."""
     whole, left = divmod(depth, kernel.length)
     keys = None if key is None else jax.random.split(key, whole + 1)

@@ -203,6 +203,16 @@ def test_static_amax_of_the_measured_value_changes_nothing(name: str) -> None:
     assert_bits_equal(np.asarray(static.scales), np.asarray(q.scales))
 
 
+def test_static_amax_of_each_row() -> None:
+    x = rows_for("nvfp4_row")
+    q = quantize(x, "nvfp4_row")
+    static = quantize(x, "nvfp4_row", amax=jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    assert_bits_equal(np.asarray(static.codes), np.asarray(q.codes))
+    assert static.tensor_scale is not None and static.tensor_scale.shape == (x.shape[0], 1)
+    with pytest.raises(ValueError, match="does not broadcast to"):
+        quantize(x, "nvfp4_row", amax=jnp.max(jnp.abs(x), axis=0, keepdims=True))
+
+
 def test_static_amax_saturates_what_lies_above() -> None:
     x = jnp.array([[1.0, 100.0, -100.0]])
     np.testing.assert_array_equal(there_and_back(x, "fp8_tensor", amax=1.0), [[1.0, 1.0, -1.0]])
