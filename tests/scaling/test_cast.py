@@ -1,6 +1,7 @@
 """`cast`: the values of encode and decode or quantize and dequantize, and its gradients."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 import lowprec as lp
 from lowprec.numerics import decode, encode
-from lowprec.scaling import cast, quantize
+from lowprec.scaling import Block, cast, get_format_or_block, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import slow_if
 
@@ -40,6 +41,17 @@ def test_a_block_is_quantize_and_dequantize(block: str) -> None:
     assert_bits_equal(cast(x, block), quantize(x, block).dequantize())
     options: Any = {"amax": 50.0, "axis": 0, "rounding": "nearest_away"}
     assert_bits_equal(cast(x, block, **options), quantize(x, block, **options).dequantize())
+
+
+def test_a_file_may_hold_a_format_or_a_block(tmp_path: Path) -> None:
+    files = Path(__file__).resolve().parents[2] / "formats"
+    for kind, name in (("elements", "float8_e5m2"), ("blocks", "mxfp4")):
+        own = tmp_path / f"own_{name}.toml"
+        text = (files / kind / f"{name}.toml").read_text().split("[cite]")[0]
+        own.write_text(text.replace(f'name = "{name}"', f'name = "own_{name}"'))
+        assert get_format_or_block(str(own)).name == f"own_{name}"
+        assert_bits_equal(cast(patterns(), str(own)), cast(patterns(), name))
+    assert isinstance(get_format_or_block(str(own)), Block)
 
 
 @pytest.mark.parametrize("target", ["float8_e4m3fn", "mxfp4"])
