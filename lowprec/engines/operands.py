@@ -96,7 +96,9 @@ def _check_values(argument: str, values: jax.Array, fmt: Format) -> None:
     """ValueError where a concrete value is none of the format's; under `jit` nothing is checked."""
     if isinstance(values, Tracer):
         return
-    wrong = np.asarray(_wrong_values(values, fmt))
+    # Within a caller's trace a constant may still be a value.
+    with jax.ensure_compile_time_eval():
+        wrong = np.asarray(_wrong_values(values, fmt))
     if wrong.any():
         first = np.argwhere(wrong)[0]
         value = np.asarray(values)[tuple(first)]
