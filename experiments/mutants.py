@@ -62,7 +62,11 @@ TESTS = {
     "lowprec/scaling/codings.py": ("test_affine", "test_quantize_sources"),
     "lowprec/scaling/fixed_point.py": ("test_logarithmic", "test_rules_logarithmic"),
     "lowprec/scaling/levels.py": ("test_quantize_special_blocks", "test_quantize_sources"),
-    "lowprec/scaling/oracle.py": ("test_candidates", "test_quantize_special_blocks"),
+    "lowprec/scaling/oracle.py": (
+        "test_candidates",
+        "test_quantize_special_blocks",
+        "test_rules_logarithmic",
+    ),
     "lowprec/scaling/qtensor.py": ("test_quantize_properties", "test_cast", "test_affine"),
     "lowprec/scaling/quantize.py": (
         "test_quantize_properties",

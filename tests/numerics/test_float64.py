@@ -117,6 +117,16 @@ def test_decode(fmt: Format) -> None:
     assert_bits_equal(np.where(nan, 0, got), np.where(nan, 0, want))
 
 
+def test_values_below_float64_are_rounded_once() -> None:
+    # The last place of float64 is 2^-1074: here are halves, quarters and less of it.
+    deep = lp.Format(name="deep", exponent_bits=11, mantissa_bits=4, bias=1078)
+    codes = np.arange(400)
+    want = np.array([float(oracle.decode(int(code), deep).value) for code in codes])
+    got = np.asarray(lp.decode(jnp.array(codes, deep.code_dtype), deep, dtype=np.float64))
+    assert_bits_equal(got, want)
+    assert len(np.unique(want)) > 100
+
+
 def test_cast_keeps_float64_and_its_gradient() -> None:
     x = jnp.array([0.3, 1e300, -5e-324])
     assert x.dtype == jnp.float64

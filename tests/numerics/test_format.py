@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -72,6 +73,7 @@ def test_contradictions(change: dict[str, Any], message: str) -> None:
         ((0.0, -1.0), None, "a positive value"),
         ((0.0, 0.1), None, "a table's values are float32"),
         ((0.0, 2.0**-101), None, "a table's values are float32"),
+        ((1.0, -0.1), None, "a table's values are float32"),
         ((0.0, 1.0, 2.0, math.inf), None, "needs overflow_value"),
         ((0.0, 1.0, 2.0, math.inf), 2.0, "overflow_value lies above every value"),
         ((0.0, 1.0, 2.0, 3.0), 4.0, "overflow_value is a float32, for a table with nan or inf"),
@@ -83,6 +85,11 @@ def test_contradictory_tables(
     with pytest.raises(ValueError, match="format 'x'") as caught:
         Format(name="x", table=table, overflow_value=overflow_value)
     assert message in str(caught.value)
+
+
+def test_a_table_reaches_from_2_to_the_minus_100_to_126() -> None:
+    fmt = Format(name="x", table=(2.0**-100, -(2.0**126)))
+    assert (fmt.min, fmt.max) == (-(2.0**126), 2.0**-100)
 
 
 def test_equal_tables_are_equal_and_short_to_print() -> None:
@@ -194,6 +201,27 @@ def test_dtype_is_of_the_same_name(name: str) -> None:
     if fmt.dtype is not None:
         assert fmt.dtype.name == name
         assert fmt.code_dtype.itemsize == fmt.dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3fnuz",
+        "float8_e8m0fnu",
+        "float6_e2m3fn",
+        "float4_e2m1fn",
+        "int8",
+        "uint4",
+        "bfloat16",
+        "float16",
+        "float32",
+    ),
+)
+def test_formats_of_ml_dtypes_and_numpy_have_their_dtype(name: str) -> None:
+    scalar = getattr(ml_dtypes, name, None) or getattr(np, name)
+    assert get_format(name).dtype == np.dtype(scalar)
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "int8", "uint4", "ndarray", "matrix", "float64"])

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from fractions import Fraction
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -167,6 +168,35 @@ def test_equal_errors_give_the_smallest_scale() -> None:
     q = quantize(x, "mxfp4_minimum_error")
     assert q.scales.tolist() == [[126]]
     np.testing.assert_array_equal(q.dequantize(), x)
+
+
+@pytest.mark.parametrize("name", ["float4_e2m1fn", "float6_e2m3fn", "float8_e4m3fn", "int4"])
+@pytest.mark.parametrize("size", [1, 16, 32, 1000])
+def test_halvings_by_the_definition(name: str, size: int) -> None:
+    element = get_format(name)
+    assert element.values is not None
+    values = sorted({abs(float(x)) for x in element.values if abs(x) <= element.max})
+    middles = [(Fraction(a + b) / 2, Fraction(b - a) / 2) for a, b in itertools.pairwise(values)]
+    top = Fraction(element.max)
+
+    def hopeless(k: int) -> bool:
+        clip = top / 2**k
+        gain = max(h**2 - max(x - clip, 0) ** 2 for x, h in middles)
+        ends = [(x, h) for x, h in middles if x >= top / 2] + [(top / 2, Fraction(0))]
+        loss = min((x - clip) ** 2 - h**2 for x, h in ends)
+        return clip < top / 2 and size * gain < Fraction(999, 1000) * loss
+
+    assert halvings(element, size) == next(k for k in range(1, 64) if hopeless(k))
+
+
+def test_a_ragged_tile_has_the_scale_of_its_own_elements() -> None:
+    block = changed("mxfp4_minimum_error", tile=(1, 4))
+    x = jnp.asarray(normal(2, 6))
+    q = quantize(x, block)
+    padded = quantize(jnp.pad(x, [(0, 0), (0, 2)]), block)
+    assert q.scales.shape == (2, 2)
+    np.testing.assert_array_equal(q.scales, padded.scales)
+    np.testing.assert_array_equal(q.codes, padded.codes[:, :6])
 
 
 def test_window_of_the_search() -> None:

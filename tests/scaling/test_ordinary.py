@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowprec.numerics import float32
+from lowprec.numerics import Format, float32, get_format
 from lowprec.scaling import Block, QTensor, get_block, ordinary
 from lowprec.scaling.qtensor import _dequantize
 from lowprec.scaling.quantize import _quantize as _compiled
@@ -53,6 +53,17 @@ def test_small_tensors_are_not_compiled_twice(monkeypatch: pytest.MonkeyPatch) -
         x = jax.ShapeDtypeStruct((16, columns), jnp.float32)
         text = str(jax.make_jaxpr(compiled(get_block("fp8_1x128")))(x))
         assert (" cond[" in text) == twice
+
+
+def test_short_products_are_for_few_bits_and_no_subnormals() -> None:
+    def plain(mantissa_bits: int, bias: int, exponent_bits: int = 8) -> bool:
+        fields = {"exponent_bits": exponent_bits, "mantissa_bits": mantissa_bits, "bias": bias}
+        return ordinary._is_short(Format(name="x", **fields))
+
+    # Seven bits at most, and the smallest subnormal a normal float32.
+    assert [plain(7, 15, 5), plain(8, 15, 5)] == [True, False]
+    assert [plain(1, 126), plain(1, 127)] == [True, False]
+    assert not ordinary._is_short(get_format("nf4"))
 
 
 def test_constants_are_not_multiplied_together() -> None:
