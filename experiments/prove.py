@@ -2,9 +2,10 @@
 
 Writes `formats.csv`, a row a format, rounding mode and overflow policy; `leading_bits.csv`, that
 the leading bits and a sticky one decide a code, a row a mantissa width; `families.csv`, the members
-of the P3109 family over one input of every such kind; and `manifest.json` with the date. Rows are
-written as they are found, and a second run goes on where the first stopped as long as the code of
-casts and of the proof is the same. Exits with 1 where anything is wrong.
+of the P3109 family over one input of every such kind; and `manifest.json` with the date of the
+first row. Rows are written as they are found, and a second run goes on where the first stopped, as
+long as the code of casts and of the proof and the packages under them are the same; else it starts
+anew. Exits with 1 where anything is wrong.
 """
 
 import argparse
@@ -32,6 +33,17 @@ from lowprec.study.proof import DETERMINISTIC, SAMPLE, prove
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = tuple(itertools.product(DETERMINISTIC, OVERFLOWS))
 WIDTHS = range(15)
+PACKAGES = ("jax", "jaxlib", "numpy", "ml_dtypes")
+SOURCES = (
+    "lowprec/numerics",
+    "lowprec/catalogue.py",
+    "lowprec/study/leading_bits.py",
+    "lowprec/study/proof.py",
+    "lowprec/study/steps.py",
+    "formats/elements",
+    "experiments/prove.py",
+)
+"""What the rows rest on."""
 
 Row = dict[str, Any]
 
@@ -86,47 +98,56 @@ def members() -> Iterator[str]:
 def run(
     work: Callable[..., list[Row]], arguments: Iterable[Any], path: Path, workers: int
 ) -> list[Row]:
-    """Applies `work` to every argument and writes the rows as they come, then in order.
+    """Applies `work` to every argument, and writes the rows in order each time that some come.
 
-    Rows that the file has already are kept.
+    Rows that the file has already are kept, those of other arguments at its end.
     """
-    arguments, rows = list(arguments), recorded(path)
-    missing = [x for x in arguments if str(x) not in rows]
-    rows = {x: rows[str(x)] for x in arguments if str(x) in rows}
+    arguments, known = list(arguments), recorded(path)
+    found = {x: known.pop(str(x)) for x in arguments if str(x) in known}
+    missing = [x for x in arguments if x not in found]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(work, argument): argument for argument in missing}
         for future in as_completed(futures):
-            rows[futures[future]] = future.result()
-            print(
-                f"{path.stem} {len(rows)}/{len(futures)}  {_summary(future.result())}", flush=True
-            )
-            write(path, [row for x in arguments for row in rows.get(x, [])])
-    return [row for x in arguments for row in rows[x]]
+            rows = found[futures[future]] = future.result()
+            # An argument may be another name of what the file has.
+            known.pop(about(rows[0]), None)
+            print(f"{path.stem} {len(found)}/{len(arguments)}  {_summary(rows)}", flush=True)
+            ordered = [found[x] for x in arguments if x in found]
+            write(path, [row for rows in (*ordered, *known.values()) for row in rows])
+    return [row for x in arguments for row in found[x]]
+
+
+def about(row: Row) -> str:
+    """What a row is about: a format, or a mantissa width."""
+    return str(row["mantissa_bits"] if "mantissa_bits" in row else row["format"])
 
 
 def recorded(path: Path) -> dict[str, list[Row]]:
-    """The rows of a file by what they are about: a format, or a mantissa width."""
+    """The rows of a file by what they are about."""
     found: dict[str, list[Row]] = {}
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 numbers = {k: int(v) for k, v in row.items() if v.isdigit()}
                 row_of = {**row, **numbers, "holds": row.get("holds") != "False"}
-                about = row.get("mantissa_bits") or row["format"]
-                found.setdefault(about, []).append({k: row_of[k] for k in row})
+                found.setdefault(about(row), []).append({k: row_of[k] for k in row})
     return found
 
 
 def source() -> str:
-    """A digest of the code that rows rest on."""
-    digest = hashlib.sha256()
-    places = ("lowprec/numerics", "formats/elements", "lowprec/study/proof.py")
-    for place in (*places, "lowprec/study/leading_bits.py"):
+    """A digest of the code that rows rest on, and of the versions of packages."""
+    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
+    for place in SOURCES:
         path = ROOT / place
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            digest.update(file.read_bytes() if file.is_file() else b"")
+            if file.is_file():
+                digest.update(f"{file.name} {file.stat().st_size} ".encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def _summary(rows: list[Row]) -> str:
@@ -142,25 +163,36 @@ def is_wrong(row: Row) -> bool:
 
 
 def write(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    # A run that is stopped here leaves the whole file that was: half a format is no proof of it.
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{x:.2f}" if isinstance(x, float) else x for k, x in row.items()})
+    partial.replace(path)
 
 
 def manifest() -> dict[str, Any]:
-    packages = ("jax", "jaxlib", "numpy", "ml_dtypes")
     return {
         "source": source(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": {name: version(name) for name in packages}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "roundings": DETERMINISTIC,
         "overflows": OVERFLOWS,
     }
+
+
+def begin(out: Path) -> None:
+    """Writes the manifest, and removes rows that rest on other code; with the same both stay."""
+    path = out / "manifest.json"
+    if path.exists() and json.loads(path.read_text()).get("source") == source():
+        return
+    for name in ("formats", "leading_bits", "families"):
+        (out / f"{name}.csv").unlink(missing_ok=True)
+    path.write_text(json.dumps(manifest(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -170,12 +202,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    about = options.out / "manifest.json"
-    before = json.loads(about.read_text()) if about.exists() else {}
-    if before.get("source") != source():
-        for name in ("formats", "leading_bits", "families"):
-            (options.out / f"{name}.csv").unlink(missing_ok=True)
-    about.write_text(json.dumps(manifest(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    begin(options.out)
     names = options.formats or [*list_formats(), *SAMPLE]
     # The longest first: tables are looked up value by value, wide formats have many steps.
     names.sort(key=lambda name: (get_format(name).table is None, -get_format(name).bits))

@@ -88,7 +88,9 @@ class Register:
         return flush_operand(total) if self.flushes else total
 
     def _rounded_sum(self, a: jax.Array, b: jax.Array, words: jax.Array | None) -> jax.Array:
-        total = self.rounded(_cut_sum(a, b, flush(a + b), self._stochastic), words)
+        deep = self.format.min_exponent - self.format.mantissa_bits < -126
+        cut = _cut_sum(a, b, flush(a + b), self._stochastic, deep)
+        total = self.rounded(cut, words)
         if self.rounding != "toward_negative":
             return total
         # IEEE 754-2019, 6.3: x - x is -0 in this mode alone.
@@ -131,13 +133,21 @@ def two_sum(a: jax.Array, b: jax.Array, total: jax.Array | None = None) -> tuple
     return total, (a - (total - other)) + (b - other)
 
 
-def _cut_sum(a: jax.Array, b: jax.Array, total: jax.Array, toward_zero: bool) -> jax.Array:
+def _cut_sum(
+    a: jax.Array, b: jax.Array, total: jax.Array, toward_zero: bool, deep: bool
+) -> jax.Array:
     """a + b rounded to odd, or toward zero, from `total`, to nearest.
 
     After rounding to odd a second rounding is safe, but for a stochastic one, which would take the
-    odd bit for a part of the fraction.
+    odd bit for a part of the fraction. `deep`: last places may lie below 2^-126.
     """
-    _, error = two_sum(a, b, total)
+    if deep:
+        # A subnormal error would be a zero to the processor; that of larger numbers is none.
+        small = jnp.maximum(jnp.abs(a), jnp.abs(b)) < 1
+        scale = jnp.where(small, np.float32(2.0**64), np.float32(1.0))
+        _, error = two_sum(a * scale, b * scale)
+    else:
+        _, error = two_sum(a, b, total)
     bits = float32.to_bits(total)
     inexact = (jnp.abs(error) > 0) & (bits & float32.MAGNITUDE < float32.INFINITY)
     away = (float32.to_bits(error) ^ bits) >> 31 == 0

@@ -43,7 +43,9 @@ def within_range(a: Split, b: Split, c: jax.Array) -> jax.Array:
     tiny = jnp.minimum(a_low, b_low) < -126 + 24
     tiny |= (a_low + b_low < -126 + 46) | (c_low < -126 + 23)
     sums = a.whole.shape[0].bit_length() + 2
-    return ~(tiny | (a_high + b_high + sums > 125) | (c_high > 125))
+    # An infinite factor has no parts, however small the other one is.
+    large = (jnp.maximum(a_high, b_high) > 127) | (a_high + b_high + sums > 125)
+    return ~(tiny | large | (c_high > 125))
 
 
 def _exponents(bits: jax.Array) -> tuple[jax.Array, jax.Array]:

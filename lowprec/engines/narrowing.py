@@ -36,8 +36,9 @@ def has_units(fmt: Format) -> bool:
     if not ieee or not 1 <= fmt.mantissa_bits <= 21:
         return False
     more = 23 - fmt.mantissa_bits
-    # The unit itself is a normal number, and so is 2^23 of the last one's double.
-    return fmt.min_exponent - fmt.mantissa_bits >= -126 and _top_exponent(fmt) + 2 + more <= 127
+    # Half a unit is a normal number: what is less may be a zero to the processor. And 2^23 times
+    # the largest unit's double is finite.
+    return fmt.min_exponent - fmt.mantissa_bits > -126 and _top_exponent(fmt) + 2 + more <= 127
 
 
 def nearest_even(x: jax.Array, fmt: Format, within: bool = False) -> jax.Array:

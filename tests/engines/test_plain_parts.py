@@ -205,6 +205,46 @@ def test_fp32_fma_falls_back_where_numbers_are_tiny() -> None:
     assert np.isfinite(floats(got[:, 290])).all() and (floats(got[:, 290]) != 0).all()
 
 
+def test_fp32_fma_of_an_infinity_and_small_numbers_alone() -> None:
+    a = jnp.array([[np.inf, 1.0], [1.0, -np.inf], [np.inf, -np.inf]])
+    b = jnp.full((2, 1), 2.0**-30)
+    for x, y in ((a, b), (b.T, a.T)):
+        got = np.asarray(matmul(x, y, engine="fp32_fma")).ravel()
+        np.testing.assert_array_equal(got, [np.inf, -np.inf, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("engine", "product", "total", "want"),
+    [
+        ("e8m13.nearest_even", 2.0**-114 + 2.0**-127, 2.0**-100, 2.0**-100 + 2.0**-113),
+        ("e8m13.nearest_even", 2.0**-114, 2.0**-100, 2.0**-100),
+        ("e8m21.to_odd", 2.0**-120 * (1 + 2.0**-21), 2.0**-100, 2.0**-100 + 3 * 2.0**-121),
+        (
+            "e8m21.toward_negative",
+            -(2.0**-121) * (1 + 2.0**-20),
+            2.0**-100,
+            2.0**-100 - 3 * 2.0**-122,
+        ),
+    ],
+)
+def test_what_a_sum_loses_below_float32s_range_counts(
+    engine: str, product: float, total: float, want: float
+) -> None:
+    a, b, c = (jnp.full((1, 1), x, jnp.float32) for x in (1.0, product, total))
+    assert matmul(a, b, c, engine=f"sequential.{engine}").item() == want
+
+
+def test_units_of_half_a_normal_number_are_too_small() -> None:
+    wide, deep = (
+        dataclasses.replace(get_format("e6m9"), name="deep", bias=bias) for bias in (117, 118)
+    )
+    assert has_units(wide) and not has_units(deep)
+    # Three quarters of the smallest unit, a subnormal.
+    bits = np.array([0x600000, 0x80600000, 0x400000, 0x400001], np.uint32)
+    want = np.array([0x800000, 0x80800000, 0, 0x800000], np.uint32)
+    assert_bits_equal(jax.jit(lambda x: to_format(x, deep, "nearest_even", None))(bits), want)
+
+
 def test_chunks_of_more_bits_than_their_sum_are_rounded_once() -> None:
     # 1 + 2^-8 lies between two numbers of bfloat16; 2^-30 decides, and float32 would lose it.
     a = jnp.array([[1.0, 2.0**-4]], jnp.bfloat16)
