@@ -67,7 +67,12 @@ TESTS = {
         "test_quantize_special_blocks",
         "test_rules_logarithmic",
     ),
-    "lowprec/scaling/qtensor.py": ("test_quantize_properties", "test_cast", "test_affine"),
+    "lowprec/scaling/qtensor.py": (
+        "test_transforms",
+        "test_quantize_properties",
+        "test_cast",
+        "test_affine",
+    ),
     "lowprec/scaling/quantize.py": (
         "test_quantize_properties",
         "test_quantize_special_blocks",

@@ -228,3 +228,9 @@ def test_groups_are_whole_tiles() -> None:
         dataclasses.replace(BLOCK, tile=(1, 24))
     with pytest.raises(ValueError, match="group of whole tiles"):
         dataclasses.replace(BLOCK, tile=(2, 16))
+
+
+@pytest.mark.parametrize("tile", [(2, 16), (1, "all"), (1, 24), ("all", 16)])
+def test_groups_are_whole_tiles_of_one_row(tile: tuple[int | str, int | str]) -> None:
+    with pytest.raises(ValueError, match="a group of whole tiles of one row"):
+        dataclasses.replace(BLOCK, tile=tile)

@@ -11,6 +11,7 @@ import pytest
 
 from lowprec.numerics import Format, decode, get_format
 from lowprec.scaling import Block, get_block, quantize
+from lowprec.scaling.codings import Transform
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import changed, slow_if, width
 
@@ -201,6 +202,17 @@ def test_static_amax_of_the_measured_value_changes_nothing(name: str) -> None:
     static = quantize(x, name, amax=amax)
     assert_bits_equal(np.asarray(static.codes), np.asarray(q.codes))
     assert_bits_equal(np.asarray(static.scales), np.asarray(q.scales))
+
+
+def test_factors_that_a_caller_gave_are_not_counted() -> None:
+    block = changed("mxfp4", transform=Transform(kind="smoothing"))
+    x = numbers(3, 40)
+    q, plain = quantize(x, block, smoothing=jnp.full(40, 2.0)), quantize(x, "mxfp4")
+    assert q.transform_state is not None
+    assert (q.nbytes, q.bits_per_element) == (plain.nbytes, plain.bits_per_element)
+    with pytest.raises(ValueError, match="quantizes a transformed tensor"):
+        q.scaled_bits()
+    assert_bits_equal(plain.scaled_bits(), as_bits(plain.dequantize()))
 
 
 def test_static_amax_of_each_row() -> None:
