@@ -4,7 +4,8 @@ cosmic-ray makes the mutants: a seeded sample over every file of `lowprec/numeri
 `lowprec/scaling`, oracles included, in proportion to its lines; places are drawn first and then
 one of a place's mutations, annotations excepted. Each mutant is tried in a process of its own, with
 the modules that take long to import already there, against the tests of its file, quickest first.
-Results are appended to `reports/proof/mutants.csv`: a second run goes on where the first stopped.
+Results are appended to `reports/proof/mutants.csv`: a second run goes on where the first stopped,
+and `--again` tries those that lived once more, with the tests that there are now.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 import pytest
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -316,7 +318,7 @@ def run(
                 mutant = queue.get_nowait()
             except Empty:
                 return
-            code = (ROOT / mutant.file).read_text()
+            code = (worker.tree / mutant.file).read_text()
             mutated = mutate_code(code, get_operator(mutant.operator)(), mutant.occurrence)
             assert mutated is not None
             outcome, by, seconds = worker.mutated(mutant.file, mutated, plans[mutant.file])
@@ -351,7 +353,9 @@ def check(path: Path, chosen: list[str], workers: int) -> dict[str, float]:
 
     Returns seconds by group of tests; they are kept beside the results for a second run.
     """
-    usual: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    digest = digest_of_tests()
+    before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    usual: dict[str, float] = before.get("seconds", {}) if before.get("digest") == digest else {}
     groups = {" ".join(group) for file in chosen for group in groups_of(file, ROOT)}
     queue: SimpleQueue[str] = SimpleQueue()
     for group in sorted(groups - set(usual)):
@@ -370,10 +374,29 @@ def check(path: Path, chosen: list[str], workers: int) -> dict[str, float]:
                 usual[group] = round(seconds, 1)
 
     in_copies(work, workers)
-    path.write_text(json.dumps(usual, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    text = json.dumps({"digest": digest, "seconds": usual}, indent=2, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
     if failed:
         raise SystemExit(f"these tests fail without any mutation: {', '.join(failed)}")
     return usual
+
+
+def digest_of_tests() -> str:
+    """Of the tests, and of the code that they are to pass on."""
+    digest = hashlib.sha256()
+    for place in (*MUTATED, "tests", "formats"):
+        for file in sorted((ROOT / place).rglob("*")):
+            if file.suffix in (".py", ".toml"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def forget_survivors(path: Path) -> None:
+    """Leaves the killed mutants alone in a file of results."""
+    rows = [row for row in recorded(path) if row["outcome"] == "killed"]
+    path.unlink(missing_ok=True)
+    for row in rows:
+        record(path, row)
 
 
 def in_copies(work: Callable[[Path], None], workers: int) -> None:
@@ -396,6 +419,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=75, help="of tests for a mutant")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=ROOT / "reports/proof/mutants.csv")
+    parser.add_argument("--again", action="store_true", help="try those that lived once more")
     parser.add_argument("--only", default="", help="files whose path contains this")
     options = parser.parse_args()
     multiprocessing.set_forkserver_preload(PRELOADED)
@@ -411,6 +435,8 @@ def main() -> int:
 
 def study(options: argparse.Namespace) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.again:
+        forget_survivors(options.out)
     chosen = [file for file in files() if options.only in file]
     usual = check(options.out.with_suffix(".json"), chosen, options.workers)
     plans = {file: plan(file, usual, options.seconds) for file in chosen}
