@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowprec.numerics import encode, get_format
+from lowprec.numerics import encode, get_format, oracle
 from lowprec.numerics.rounding import (
     OVERFLOWS,
     ROUNDINGS,
@@ -127,6 +127,37 @@ def test_all_bits_of_a_word_count_by_default(dtype: type) -> None:
     words = np.array([0, top // 2, top // 2 + 1, top], dtype)
     got = codes(np.full(4, 5.0, np.float32), "float4_e2m1fn", "stochastic", random_bits=words)
     assert got == [6, 6, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "counts"),
+    # How many of eight words take x = 1 + (k + 1/2) / 8 steps away from zero, k = 0, 1, ... 7.
+    [
+        ("stochastic", [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("stochastic_fast", [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("stochastic_corrected", [0, 2, 2, 4, 4, 6, 6, 8]),
+        ("stochastic_odd", [1, 1, 3, 3, 5, 5, 7, 7]),
+    ],
+)
+def test_ties_between_words(rounding: Any, counts: list[int]) -> None:
+    words = np.arange(8, dtype=np.uint32)
+    for k, count in enumerate(counts):
+        x = 1 + (2 * k + 1) / 128
+        got = codes(
+            np.full(8, x, np.float32),
+            "float8_e4m3fn",
+            rounding,
+            random_bits=words,
+            random_bit_count=3,
+        )
+        want = [
+            oracle.encode(
+                x, "float8_e4m3fn", rounding=rounding, overflow="saturate", word=int(w), word_bits=3
+            )
+            for w in words
+        ]
+        assert got == want
+        assert sum(code - 0x38 for code in got) == count
 
 
 def test_an_unknown_choice_is_told_the_known_ones() -> None:

@@ -72,6 +72,7 @@ FAST = (
     "nvfp4_modelopt",
     "nvfp4_row",
     "nvfp4_stochastic_round_up",
+    "nvfp4_torchao",
     "nvfp4_torchao_single_level",
 )
 """One block for each way to scale: the fast tests' share of the catalogue."""

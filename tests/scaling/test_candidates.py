@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from lowprec.numerics import get_format
 from lowprec.scaling import Block, get_block, quantize
 from lowprec.scaling.candidates import halvings, search_window
-from tests.helpers import assert_bits_equal
-from tests.scaling.helpers import changed
+from tests.helpers import as_bits, assert_bits_equal
+from tests.scaling.helpers import assert_exact, changed
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +197,7 @@ def test_a_ragged_tile_has_the_scale_of_its_own_elements() -> None:
     assert q.scales.shape == (2, 2)
     np.testing.assert_array_equal(q.scales, padded.scales)
     np.testing.assert_array_equal(q.codes, padded.codes[:, :6])
+    assert_exact(as_bits(x), block)
 
 
 def test_window_of_the_search() -> None:

@@ -29,7 +29,13 @@ TWO_CHANGES = {
     if block.overflow != "nonsaturating" and block.min_amax != 0.25
 }
 """Users' blocks that differ from a catalogued one only in what other fast blocks have."""
-LONG = ("nvfp4_modelopt", "nvfp4_row", "nvfp4_stochastic_round_up", "nvfp4_torchao_single_level")
+LONG = (
+    "nvfp4_modelopt",
+    "nvfp4_row",
+    "nvfp4_stochastic_round_up",
+    "nvfp4_torchao",
+    "nvfp4_torchao_single_level",
+)
 """Blocks like fast ones that take long to compile; columns of one are fast."""
 COLUMNS = ("mxfp4", "fp8_128x128_deepgemm", "fp8_channel", "nvfp4_row")
 """Blocks whose tiles are tried along both axes in the fast suite."""
