@@ -24,11 +24,11 @@ from lowprec import catalogue
 from lowprec.engines import get_engine
 from lowprec.engines.c_reference import c_reference, why_no_reference
 from lowprec.engines.vectors import write_vectors
-from lowprec.gemm.recipe import get_recipe, list_recipes
+from lowprec.gemm.recipe import get_recipe
 from lowprec.report import Results, write_report
 from lowprec.report.describe import FAMILIES, KINDS, describe, find_entries
 from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
-from lowprec.study.compare import BASELINES, with_baselines
+from lowprec.study.compare import RECIPES, with_baselines
 from lowprec.study.identify import identify_files
 from lowprec.study.probe import probe
 from lowprec.study.verify import verify
@@ -69,7 +69,7 @@ class Compare:
     """Files (.npy .npz .safetensors) with keys LAYER.x, LAYER.w, LAYER.dy, or lone 2-D tensors."""
 
     recipes: tuple[str, ...] = ()
-    """Names or paths to TOML files; by default all of the catalogue."""
+    """Names or paths to TOML files; by default a few of the catalogue."""
 
     a: str | None = None
     """The key of the left operand (M, K), with --b."""
@@ -293,8 +293,7 @@ def _compare(command: Compare, line: str) -> None:
         raise ValueError("`--a` and `--b` go together: the keys of the left and the right operand")
     if command.a is not None and len(command.operands) != 1:
         raise ValueError(f"`--a` and `--b` need one --operands file, got {len(command.operands)}")
-    names = command.recipes or tuple(x for x in list_recipes() if x not in BASELINES)
-    recipes = [get_recipe(name) for name in names]
+    recipes = [get_recipe(name) for name in command.recipes or RECIPES]
     _check_distinct("recipe", [recipe.name for recipe in with_baselines(recipes)])
     _check_distinct("operands file", [path.name for path in command.operands])
     if drawn := [recipe.name for recipe in recipes if recipe.stochastic]:

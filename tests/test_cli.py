@@ -12,6 +12,7 @@ from lowprec import catalogue
 from lowprec.cli import run
 from lowprec.report.describe import KINDS
 from lowprec.study import products
+from lowprec.study.compare import RECIPES
 
 MINE = """
 name = "mine"
@@ -266,3 +267,8 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             run([command, "--help"])
         assert f"Example: lowprec {command}" in capsys.readouterr().out
+
+
+def test_what_is_compared_by_default_is_a_part_of_the_catalogue() -> None:
+    assert set(RECIPES) < set(lp.list_recipes())
+    assert not any(lp.get_recipe(name).stochastic for name in RECIPES)

@@ -12,7 +12,14 @@ from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import check_computable, check_shapes, nameless
-from lowprec.gemm.operand import Operand, prepare_operand, whole_transforms
+from lowprec.gemm.operand import (
+    Operand,
+    earlier_copies,
+    mean_amax,
+    prepare_operand,
+    random_signs,
+    whole_transforms,
+)
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
 from lowprec.numerics import float32
@@ -65,11 +72,12 @@ def gemm(
       Array([[128],
              [128]], dtype=bfloat16)
     """
-    chosen = _chosen(recipe, engine, promote_every, order, out_dtype)
+    whole = get_recipe(recipe)
     check_choice("role", role, ROLES)
+    chosen = _chosen(whole.in_role(role), engine, promote_every, order, out_dtype)
     a, b = float_array("a", a), float_array("b", b)
     batch = check_shapes(a.shape, b.shape)
-    if chosen.stochastic and key is None:
+    if whole.stochastic and key is None:
         raise ValueError(
             f"recipe {chosen.name!r} rounds stochastically and needs `key`, "
             f"such as jax.random.key(0)"
@@ -83,7 +91,7 @@ def gemm(
 
 
 def _chosen(
-    recipe: str | Recipe,
+    recipe: Recipe,
     engine: str | Engine | None,
     promote_every: int | None,
     order: str | None,
@@ -101,7 +109,7 @@ def _chosen(
         if name not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"`out_dtype` = {name}; use float32, bfloat16 or float16")
         changes["output"] = get_format(name)
-    chosen = dataclasses.replace(get_recipe(recipe), **changes)
+    chosen = dataclasses.replace(recipe, **changes)
     check_computable(chosen.engine)
     if is_stochastic(chosen.engine.output_rounding):
         raise ValueError(
@@ -158,10 +166,13 @@ def _forward(
     # Three programs outside a caller's `jit`: recipes share those that are the same.
     pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
     summed, turned = summation(recipe, role), pair.transforms_cancel
+    a, b = earlier_copies(a, b, pair)
+    a_amax, b_amax = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
     a, b = whole_transforms(a, b, pair)
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    left = _prepare(a, pair.a, place, -1, a_key, every, turned)
-    right = _prepare(b, pair.b, place, -2, b_key, every, turned)
+    a_signs, b_signs = (random_signs(x, key) for x in (pair.a, pair.b))
+    left = _prepare(a, pair.a, place, -1, a_key, every, turned, a_signs, a_amax)
+    right = _prepare(b, pair.b, place, -2, b_key, every, turned, b_signs, b_amax)
     return multiply_operands(left, right, summed)
 
 
@@ -174,10 +185,11 @@ def _prepare(
     key: jax.Array | None,
     scale_block: int | None,
     turned: bool,
+    signs: jax.Array | None,
+    amax: jax.Array | None,
 ) -> Operand:
-    return prepare_operand(
-        x, target, place, axis=axis, key=key, scale_block=scale_block, turned=turned
-    )[0]
+    options = {"key": key, "scale_block": scale_block, "signs": signs, "amax": amax}
+    return prepare_operand(x, target, place, axis=axis, turned=turned, **options)[0]
 
 
 @functools.cache
@@ -204,7 +216,8 @@ def _multiplied(recipe: Recipe, target: Format | Block) -> Format:
     if engine.accumulation == "native" or (scaled and not engine.inputs):
         return anything
     if not engine.inputs:
-        return element
+        # A table says nothing of exponents.
+        return element if element.table is None else anything
     names = ", ".join(x.name for x in engine.inputs)
     if scaled:
         raise ValueError(
@@ -250,8 +263,8 @@ def _block_scale_format(recipe: Recipe, pair: OperandPair) -> Format:
 
 def _same_codes(of_engine: Format, of_block: Format) -> bool:
     """Whether codes of a block's scales mean the same to the engine: the sign bit aside."""
-    layout = [(x.exponent_bits, x.mantissa_bits, x.bias) for x in (of_engine, of_block)]
-    return layout[0] == layout[1]
+    names = ("exponent_bits", "mantissa_bits", "bias", "infinity", "nan", "subnormals")
+    return all(getattr(of_engine, name) == getattr(of_block, name) for name in names)
 
 
 @functools.partial(jax.jit, static_argnames="recipe")

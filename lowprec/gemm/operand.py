@@ -1,13 +1,14 @@
 """One operand of a product, quantized: its elements, and the scales still to be applied."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lowprec.gemm.recipe import OperandPair, ScalePlace
+from lowprec.gemm.recipe import OperandPair, ScalePlace, takes_amax
 from lowprec.numerics import float32
 from lowprec.numerics.codec import decode, encode
 from lowprec.numerics.format import Format
@@ -15,7 +16,8 @@ from lowprec.numerics.rounding import Overflow, is_stochastic
 from lowprec.scaling.block import Block
 from lowprec.scaling.qtensor import QTensor
 from lowprec.scaling.quantize import quantize
-from lowprec.scaling.tiles import spread, tiles_of
+from lowprec.scaling.tiles import scales_shape, spread, tile_shape, tiles_of
+from lowprec.scaling.transforms import mean
 
 
 class Operand(NamedTuple):
@@ -44,18 +46,20 @@ def prepare_operand(
     key: jax.Array | None,
     scale_block: int | None = None,
     turned: bool = False,
+    signs: jax.Array | None = None,
+    amax: jax.Array | None = None,
 ) -> tuple[Operand, QTensor | None]:
     """Quantizes a matrix along its contraction axis, -1 for a and -2 for b.
 
     The QTensor beside the operand is what its values come from; None for a plain format. With
     `place` = "engine" scales are left as codes, one for every `scale_block` elements along K. A
-    transform is undone, unless the values are to stay `turned`.
+    transform is undone, unless the values are to stay `turned`; `signs` are those of one that takes
+    them, and `amax` what a block for given ones is scaled by.
     """
     if isinstance(target, Format):
         return Operand(_plain(x, target)), None
-    stochastic = is_stochastic(target.rounding)
-    words = jax.random.bits(key, x.shape, jnp.uint32) if stochastic and key is not None else None
-    q = quantize(x, target, axis=axis, random_bits=words)
+    words = random_words(x.shape, target, axis, key)
+    q = quantize(x, target, axis=axis, random_bits=words, signs=signs, amax=amax)
     if target.transform is not None and not turned:
         return Operand(q.dequantize()), q
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
@@ -75,6 +79,65 @@ def prepare_operand(
         shape[axis], keep[axis] = 1, 1
     scales = spread(per_tile, tuple(shape), tuple(keep))
     return Operand(float32.from_bits(q.element_bits()), scales, tensor), q
+
+
+def random_words(
+    shape: tuple[int, ...], block: Block, axis: int, key: jax.Array | None
+) -> jax.Array | None:
+    """The words that round elements stochastically, or with [eden] scales; None where none do."""
+    if key is None or not (is_stochastic(block.rounding) or block.eden):
+        return None
+    if block.eden is not None:
+        shape = scales_shape(shape, tile_shape(block, shape, axis))
+    return jax.random.bits(key, shape, jnp.uint32)
+
+
+def random_signs(target: Format | Block, key: jax.Array | None) -> jax.Array | None:
+    """The signs of a transform that takes some, float32; from one key the same for both operands.
+
+    `key` is the product's; of what `jax.random.split` makes of it, the operands have the first two.
+    """
+    transform = target.transform if isinstance(target, Block) else None
+    if key is None or transform is None or transform.needs != "signs":
+        return None
+    third = jax.random.fold_in(key, 2)
+    return jax.random.rademacher(third, (transform.size,), jnp.float32)
+
+
+def earlier_copies(a: jax.Array, b: jax.Array, pair: OperandPair) -> tuple[jax.Array, jax.Array]:
+    """Both matrices as the copies of other roles hold them, where the pair starts from those."""
+    if pair.a_from is not None:
+        a = _copy(a, pair.a_from, -2)
+    if pair.b_from is not None:
+        b = _copy(b, pair.b_from, -1)
+    return a, b
+
+
+@functools.partial(jax.jit, static_argnames=("target", "axis"))
+def _copy(x: jax.Array, target: Format | Block, axis: int) -> jax.Array:
+    if isinstance(target, Format):
+        return _plain(x, target).astype(x.dtype)
+    return quantize(x, target, axis=axis, amax=mean_amax(x, target, axis)).dequantize(x.dtype)
+
+
+def mean_amax(x: jax.Array, target: Format | Block, axis: int) -> jax.Array | None:
+    """The mean magnitude of each tile, for a block that is to be given its amax; else None.
+
+    A float32 sum of pairs of pairs, divided: over the tensor with the contraction axis last, or
+    along that axis.
+    """
+    if not takes_amax(target):
+        return None
+    assert isinstance(target, Block)
+    return _mean_magnitude(x, target, axis)
+
+
+@functools.partial(jax.jit, static_argnames=("target", "axis"))
+def _mean_magnitude(x: jax.Array, target: Block, axis: int) -> jax.Array:
+    magnitudes = float32.to_bits(x) & float32.MAGNITUDE
+    if target.tile == ("all", "all"):
+        return mean(jnp.moveaxis(magnitudes, axis, -1).reshape(-1), 0)
+    return mean(magnitudes, axis % x.ndim)
 
 
 def whole_transforms(a: jax.Array, b: jax.Array, pair: OperandPair) -> tuple[jax.Array, jax.Array]:

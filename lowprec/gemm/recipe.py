@@ -3,26 +3,65 @@
 import dataclasses
 import functools
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 from lowprec import catalogue
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import is_stochastic
-from lowprec.scaling.block import Block, get_format_or_block
+from lowprec.scaling.block import Block, get_block, get_format_or_block
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 ROLES: tuple[Role, ...] = typing.get_args(Role)
-Promotion = Literal["fma", "multiply_add", "multiply_multiply_add"]
+Promotion = Literal["fma", "multiply_fma", "multiply_add", "multiply_multiply_add"]
 ScalePlace = Literal["operands", "promotion", "output", "engine"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OperandPair:
-    """What the operands of one role are quantized to: a block scaling, or a plain number format."""
+    """What becomes of the operands of one role, and what this role does unlike the recipe.
+
+    Attributes:
+      a, b: a block scaling, or a plain number format.
+      a_from, b_from: what the operand was rounded to before, in its own type and along its other
+        axis: the copy that another role multiplies, from which this one starts. None starts from
+        the operand as it is.
+      a_amax, b_amax: what a block with amax_source = "given" is scaled by: `mean`, the mean
+        magnitude of a tile, which spans K.
+      engine, promote_every, scales, output: in place of the recipe's.
+    """
 
     a: Format | Block
     b: Format | Block
+    a_from: Format | Block | None = None
+    b_from: Format | Block | None = None
+    a_amax: Literal["mean"] | None = None
+    b_amax: Literal["mean"] | None = None
+    engine: Engine | None = None
+    promote_every: int | None = None
+    scales: ScalePlace | None = None
+    output: Format | None = None
+
+    def __post_init__(self) -> None:
+        for side in ("a", "b"):
+            copy, found = getattr(self, f"{side}_from"), getattr(self, f"{side}_amax")
+            if isinstance(copy, Block) and (draws(copy) or copy.transform):
+                raise ValueError(
+                    f"{side}_from = {copy.name} draws random numbers or transforms; a copy that "
+                    f"another role starts from does neither"
+                )
+            static = [x for x in (getattr(self, side), copy) if takes_amax(x)]
+            if bool(static) != (found is not None):
+                raise ValueError(
+                    f"{side}_amax = 'mean' and a block with amax_source = 'given' go together; "
+                    f"{side} is {getattr(self, side).name}"
+                )
+            for block in static:
+                if block.tile not in (("all", "all"), (1, "all")):
+                    raise ValueError(
+                        f"{side}_amax = 'mean' needs tiles of whole rows or tensors, and "
+                        f"{block.name} has {block.tile}"
+                    )
 
     @property
     def bits_per_element(self) -> float:
@@ -48,10 +87,12 @@ class Recipe:
     Attributes:
       name: the entry's name.
       engine: how a product is summed.
-      fprop, dgrad, wgrad: the operands of x @ w, dy @ w^T and x^T @ dy.
+      fprop, dgrad, wgrad: the operands of x @ w, dy @ w^T and x^T @ dy, and what a role sets in
+        place of the recipe's own.
       promote_every: the sum over every so many k is added to a float32 total; None sums all of K in
         the engine.
-      promotion: `fma`: total = fma(fl(sa * sb), partial, total); `multiply_add`:
+      promotion: `fma`: total = fma(fl(sa * sb), partial, total); `multiply_fma`:
+        total = fma(fl(partial * sa), sb, total); `multiply_add`:
         total = fl(total + fl(fl(sa * sb) * partial)); `multiply_multiply_add`:
         total = fl(total + fl(fl(partial * sa) * sb)).
       order: `sequential`: K ascending in one sum. `split_k.<parts>`: K in at most so many parts of
@@ -104,18 +145,26 @@ class Recipe:
         for role in ROLES:
             for side in ("a", "b"):
                 self._check_place(role, side)
+            if own_settings(getattr(self, role)):
+                self.in_role(role)
 
     def _check_place(self, role: Role, side: str) -> None:
         pair = getattr(self, role)
         operand = getattr(pair, side)
         if not isinstance(operand, Block):
             return
-        along, scaled_by = operand.tile[1], self.scale_place
+        along, engine = operand.tile[1], pair.engine or self.engine
+        every = pair.promote_every or self.promote_every
+        scaled_by = "engine" if engine.scale_formats else pair.scales or self.scales
         where = f"recipe {self.name!r}: {role}.{side} = {operand.name}"
-        if operand.transform and operand.transform.needs:
+        if operand.transform and operand.transform.needs == "smoothing":
             raise ValueError(
-                f"{where} has a transform that takes `{operand.transform.needs}`, which a recipe "
-                f"has no place for"
+                f"{where} has a transform that takes `smoothing`, which a recipe has no place for"
+            )
+        if operand.coding != "scaled" and scaled_by != "operands":
+            raise ValueError(
+                f"{where} has no scales that a product could be multiplied by (its coding is "
+                f"{operand.coding!r}): it takes scales = 'operands', not {scaled_by!r}"
             )
         if operand.transform and scaled_by != "operands" and not pair.transforms_cancel:
             raise ValueError(
@@ -126,13 +175,22 @@ class Recipe:
             raise ValueError(
                 f"{where} scales tiles of {along} along K; scales = 'output' needs 'all'"
             )
-        if scaled_by == "promotion" and along != "all" and self.promote_every is None:
+        if scaled_by == "promotion" and along != "all" and every is None:
             raise ValueError(f"{where}: scales = 'promotion' needs promote_every")
-        if scaled_by == "promotion" and along != "all" and along % (self.promote_every or along):
+        if scaled_by == "promotion" and along != "all" and along % (every or along):
             raise ValueError(
-                f"{where} scales tiles of {along} along K, which promote_every = "
-                f"{self.promote_every} does not divide"
+                f"{where} scales tiles of {along} along K, which promote_every = {every} does not "
+                f"divide"
             )
+
+    def in_role(self, role: Role) -> "Recipe":
+        """The recipe as one role runs it: with what the role sets, and its operands in all three.
+
+        Example:
+          >>> get_recipe("te_current").in_role("dgrad").promote_every
+          128
+        """
+        return _in_role(self, role)
 
     @property
     def scale_place(self) -> ScalePlace:
@@ -141,9 +199,34 @@ class Recipe:
 
     @property
     def stochastic(self) -> bool:
-        """Whether any operand is rounded stochastically, which takes a `key`."""
+        """Whether anything is drawn at random for any operand, which takes a `key`."""
         operands = [getattr(getattr(self, role), side) for role in ROLES for side in ("a", "b")]
-        return any(isinstance(x, Block) and is_stochastic(x.rounding) for x in operands)
+        return any(isinstance(x, Block) and draws(x) for x in operands)
+
+
+def takes_amax(operand: Format | Block | None) -> bool:
+    """Whether an operand's scales are made for a given amax, not a measured one."""
+    return isinstance(operand, Block) and operand.amax_source == "given"
+
+
+def draws(block: Block) -> bool:
+    """Whether a block rounds elements or scales stochastically, or turns by random signs."""
+    signs = block.transform is not None and block.transform.needs == "signs"
+    return is_stochastic(block.rounding) or block.eden is not None or signs
+
+
+def own_settings(pair: OperandPair) -> dict[str, Any]:
+    """What a role sets in place of the recipe's own."""
+    names = ("engine", "promote_every", "scales", "output")
+    return {name: value for name in names if (value := getattr(pair, name)) is not None}
+
+
+@functools.cache
+def _in_role(recipe: Recipe, role: Role) -> Recipe:
+    pair = getattr(recipe, role)
+    settings = own_settings(pair)
+    plain = dataclasses.replace(pair, **dict.fromkeys(settings))
+    return dataclasses.replace(recipe, **settings, fprop=plain, dgrad=plain, wgrad=plain)
 
 
 def split_of(order: str) -> tuple[str, int]:
@@ -168,10 +251,22 @@ def operand_bits(operand: Format | Block) -> float:
     return operand.bits_per_element if isinstance(operand, Block) else float(operand.bits)
 
 
+def get_operand(name: str) -> Format | Block:
+    """A number format or a block scaling; `block:NAME` where a format has the name too.
+
+    Example:
+      >>> get_operand("mxint8").bits, get_operand("block:mxint8").bits_per_element
+      (8, 8.25)
+    """
+    kind, _, plain = name.partition(":")
+    return get_block(plain) if kind == "block" else get_format_or_block(name)
+
+
 _RESOLVERS = {
     Engine: get_engine,
     Format: get_format,
-    Format | Block: get_format_or_block,
+    Format | Block: get_operand,
+    Format | Block | None: get_operand,
 }
 
 

@@ -131,10 +131,13 @@ def _add(recipe: Recipe, formats: tuple[Format, Format], total: jax.Array, chunk
             if scale is not None:
                 partial = float32.multiply(partial, jnp.broadcast_to(scale, partial.shape))
         return _plus(total, partial)
+    if recipe.promotion == "multiply_fma" and rows is not None and columns is not None:
+        rows, columns = (jnp.broadcast_to(x, total.shape) for x in (rows, columns))
+        return float32.fused_multiply_add(float32.multiply(partial, rows), columns, total)
     scale = scale_product(rows, columns, total.shape)
     if scale is None:
         return _plus(total, partial)
-    if recipe.promotion == "fma":
+    if recipe.promotion in ("fma", "multiply_fma"):
         return float32.fused_multiply_add(scale, partial, total)
     return _plus(total, float32.multiply(scale, partial))
 

@@ -109,7 +109,8 @@ def _text(content: Any) -> str:
         if hasattr(content, "name"):
             return str(getattr(content, "name"))  # noqa: B009 - narrowed by hasattr alone
         members = dataclasses.fields(content)
-        return ", ".join(f"{x.name} = {_text(getattr(content, x.name))}" for x in members)
+        given = {x.name: getattr(content, x.name) for x in members}
+        return ", ".join(f"{k} = {_text(v)}" for k, v in given.items() if v is not None)
     if isinstance(content, tuple):
         items = [_text(item) for item in content]
         if len(items) > _LONGEST_TABLE:

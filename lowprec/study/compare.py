@@ -25,6 +25,16 @@ from lowprec.study.rows import HistogramRow, ModelRow, ProductRow, TensorRow, Ti
 
 WORKERS = 2
 BASELINES = ("float32", "bf16")
+RECIPES = (
+    "deepseek_v3",
+    "deepseek_v3_inference",
+    "fp8_tensor",
+    "mxfp4",
+    "mxfp6",
+    "mxfp8",
+    "nvfp4",
+)
+"""What is compared unless recipes are named: a few of the catalogue, which takes hours in whole."""
 BASELINE_LOSS = "bf16: held-out loss"
 HISTOGRAM_LAYER = "layers.0.mlp.down"
 

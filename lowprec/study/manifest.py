@@ -65,7 +65,11 @@ def _used(recipes: Sequence[Recipe]) -> list[tuple[catalogue.Kind, Any]]:
         add(recipe)
         add(recipe.engine)
         for pair in (recipe.fprop, recipe.dgrad, recipe.wgrad):
-            for operand in (pair.a, pair.b):
+            if pair.engine is not None:
+                add(pair.engine)
+            for operand in (pair.a, pair.b, pair.a_from, pair.b_from):
+                if operand is None:
+                    continue
                 add(operand)
                 if isinstance(operand, Block):
                     add(operand.element)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lowprec.engines import get_engine
 from lowprec.gemm.gemm import gemm
+from lowprec.gemm.operand import mean_amax
 from lowprec.gemm.recipe import OperandPair, Recipe, get_recipe
 from lowprec.models.corpus import Windows
 from lowprec.models.transformer import TransformerConfig, forward
@@ -39,7 +40,9 @@ class Predictions(NamedTuple):
 
 def activations_only(recipe: Recipe) -> Recipe:
     """The recipe with weights left in bfloat16."""
-    pair = OperandPair(a=recipe.fprop.a, b=get_recipe("bf16").fprop.b)
+    recipe = recipe.in_role("fprop")
+    bf16 = get_recipe("bf16").fprop.b
+    pair = dataclasses.replace(recipe.fprop, b=bf16, b_from=None, b_amax=None)
     # An engine of given formats does not take the weights as they are.
     engine = get_engine("native") if recipe.engine.inputs else recipe.engine
     return dataclasses.replace(recipe, fprop=pair, engine=engine)
@@ -54,10 +57,15 @@ def weights_as_given() -> Recipe:
 def quantize_weights(params: Any, recipe: Recipe) -> Any:
     """The parameters with every layer's weights cast to what the recipe makes of them, float32."""
 
+    target = recipe.fprop.b
+
+    def one_layer(w: jax.Array) -> jax.Array:
+        return cast(w, target, axis=-2, amax=mean_amax(w, target, -2))
+
     def one(path: Any, w: jax.Array) -> jax.Array:
         if path[-1].key == "norm":
             return w
-        return jax.vmap(lambda w: cast(w.astype(jnp.float32), recipe.fprop.b, axis=-2))(w)
+        return jax.vmap(lambda w: one_layer(w.astype(jnp.float32)))(w)
 
     return {**params, "layers": jax.tree.map_with_path(one, params["layers"])}
 

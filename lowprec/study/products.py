@@ -8,8 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.gemm.gemm import multiply_operands, summation
-from lowprec.gemm.operand import Operand, prepare_operand, whole_transforms
-from lowprec.gemm.recipe import ROLES, Recipe, Role, ScalePlace, operand_bits
+from lowprec.gemm.operand import (
+    Operand,
+    earlier_copies,
+    mean_amax,
+    prepare_operand,
+    random_signs,
+    whole_transforms,
+)
+from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, operand_bits
 from lowprec.metrics import measure
 from lowprec.models.operands import LoneTensor, Operands
 from lowprec.numerics.format import Format
@@ -35,17 +42,18 @@ def compare_products(
             if role not in layer.roles:
                 continue
             a, b = (_device(x) for x in layer.product(role))
-            yield _product_row(layer.layer, role, a, b, recipe, source)
+            yield _product_row(layer.layer, role, a, b, recipe.in_role(role), source)
 
 
 def _product_row(
     layer: str, role: Role, a: jax.Array, b: jax.Array, recipe: Recipe, source: str
 ) -> ProductRow:
-    y, left, right = _run(padded(a), padded(b), recipe, role)
+    pair = getattr(recipe, role)
+    shared = (a, b) if _takes_means(pair) else (padded(a), padded(b))
+    y, left, right = _run(*shared, recipe, role)
     y = y[: a.shape[0], : b.shape[1]]
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     measures = measure(np.asarray(y, np.float64), wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b))
-    pair = getattr(recipe, role)
     elements = a.size + b.size
     return ProductRow(
         source=source,
@@ -68,10 +76,17 @@ def _product_row(
     )
 
 
+def _takes_means(pair: OperandPair) -> bool:
+    """Whether rows and columns of zeros would change what an operand becomes."""
+    transforms = [x.transform for x in (pair.a, pair.b) if isinstance(x, Block) and x.transform]
+    return bool(pair.a_amax or pair.b_amax) or any(x.kind == "mean" for x in transforms)
+
+
 def padded(x: jax.Array) -> jax.Array:
     """A small matrix with zero rows and columns up to a size that others share.
 
-    Zeros change no scale, no sum and no count, and programs are compiled once a shape.
+    Zeros change no scale but one of means, no sum and no count, and programs are compiled once a
+    shape.
     """
     return jnp.pad(x, [(0, _shared_size(size) - size) for size in x.shape])
 
@@ -84,10 +99,14 @@ def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Ar
     """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
     pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
     summed, turned = summation(recipe, role), pair.transforms_cancel
+    a, b = earlier_copies(a, b, pair)
+    a_amax, b_amax = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
     a, b = whole_transforms(a, b, pair)
-    a_key, b_key = jax.random.split(jax.random.key(0)) if recipe.stochastic else (None, None)
-    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every, turned)
-    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every, turned)
+    key = jax.random.key(0) if recipe.stochastic else None
+    a_key, b_key = (None, None) if key is None else jax.random.split(key)
+    a_signs, b_signs = (random_signs(x, key) for x in (pair.a, pair.b))
+    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every, turned, a_signs, a_amax)
+    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every, turned, b_signs, b_amax)
     return multiply_operands(left, right, summed), a_fate, b_fate
 
 
@@ -100,10 +119,11 @@ def _prepare(
     key: jax.Array | None,
     scale_block: int | None,
     turned: bool,
+    signs: jax.Array | None,
+    amax: jax.Array | None,
 ) -> tuple[Operand, Fate]:
-    operand, quantized = prepare_operand(
-        x, target, place, axis=axis, key=key, scale_block=scale_block, turned=turned
-    )
+    options = {"key": key, "scale_block": scale_block, "signs": signs, "amax": amax}
+    operand, quantized = prepare_operand(x, target, place, axis=axis, turned=turned, **options)
     became = quantized if isinstance(target, Block) else target
     assert became is not None
     return operand, operand_fate(x, became)

@@ -11,7 +11,8 @@ from lowprec.engines import get_engine, matmul
 from lowprec.numerics import compiler_options
 from lowprec.scaling import cast
 from tests.helpers import STRICT, STRICT_SLOW, assert_bits_equal
-from tests.scaling.helpers import slow_if
+
+pytestmark = pytest.mark.slow
 
 ENGINES = (
     "hopper.wgmma.fp8.fp32",
@@ -50,7 +51,7 @@ def given(engine: str, m: int = M, n: int = N) -> tuple[jax.Array, jax.Array, ja
     return left, right, jnp.asarray(c, jnp.float32), options
 
 
-@pytest.mark.parametrize("engine", slow_if(ENGINES, ENGINES[1:]))
+@pytest.mark.parametrize("engine", ENGINES)
 def test_one_set_of_bits(engine: str) -> None:
     a, b, c, options = given(engine)
     one = lambda a, b, c: matmul(a, b, c, engine=engine, **options)  # noqa: E731
@@ -65,7 +66,7 @@ def test_one_set_of_bits(engine: str) -> None:
     assert_bits_equal(steps, mapped)
 
 
-@pytest.mark.parametrize("engine", slow_if(ENGINES, ENGINES[1:]))
+@pytest.mark.parametrize("engine", ENGINES)
 def test_rows_and_columns_stand_alone(engine: str) -> None:
     a, b, c, options = given(engine, 260, 5)
     whole = np.asarray(matmul(a, b, c, engine=engine, **options))

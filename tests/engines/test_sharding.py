@@ -65,6 +65,7 @@ def same_bits(*names: str) -> None:
     assert [line for line in lines if not line.endswith(" same")] == []
 
 
+@pytest.mark.slow
 def test_an_engine_gives_the_same_bits_over_eight_devices() -> None:
     same_bits("hopper.wgmma.fp8.fp32")
 

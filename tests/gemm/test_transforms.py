@@ -41,6 +41,7 @@ def turned(x: np.ndarray) -> np.ndarray:
     return (blocks @ h.T / 4).reshape(x.shape)
 
 
+@pytest.mark.slow
 def test_operands_turned_alike_are_multiplied_as_they_are() -> None:
     a, b = operands()
     got = np.asarray(gemm(a, b, recipe(TURNED, TURNED), out_dtype=jnp.float32), np.float64)
@@ -62,6 +63,7 @@ def test_a_transform_of_one_operand_is_undone() -> None:
     assert not np.allclose(got, gemm(a, b, recipe(TURNED, TURNED), out_dtype=jnp.float32))
 
 
+@pytest.mark.slow
 def test_a_ragged_k_is_padded_to_whole_transforms() -> None:
     a, b = operands(50)
     pad = [(0, 0), (0, 14)]
@@ -72,6 +74,7 @@ def test_a_ragged_k_is_padded_to_whole_transforms() -> None:
         assert np.isfinite(got).all() and np.ptp(got) > 1
 
 
+@pytest.mark.slow
 def test_turned_elements_go_to_an_engine_with_their_scales() -> None:
     a, b = operands()
     engine = get_engine("blackwell.tcgen05.nvf4.fp32")

@@ -57,7 +57,8 @@ def test_small_tensors_are_not_compiled_twice(monkeypatch: pytest.MonkeyPatch) -
 
 def test_short_products_are_for_few_bits_and_no_subnormals() -> None:
     def plain(mantissa_bits: int, bias: int, exponent_bits: int = 8) -> bool:
-        fields = {"exponent_bits": exponent_bits, "mantissa_bits": mantissa_bits, "bias": bias}
+        fields: dict[str, Any] = {"exponent_bits": exponent_bits, "bias": bias}
+        fields["mantissa_bits"] = mantissa_bits
         return ordinary._is_short(Format(name="x", **fields))
 
     # Seven bits at most, and the smallest subnormal a normal float32.

@@ -11,7 +11,15 @@ import pytest
 
 from lowprec.scaling import QTensor, get_block, quantize
 from tests.helpers import as_bits, floats
-from tests.scaling.helpers import FAST, SCALED, needed_options, slow_if, width
+from tests.scaling.helpers import (
+    FAST,
+    SCALED,
+    assert_exact,
+    changed,
+    needed_options,
+    slow_if,
+    width,
+)
 
 ROWS = 2
 POWERS = [name for name in SCALED if get_block(name).power_of_two]
@@ -215,3 +223,10 @@ def test_nvfp4_with_an_inf_has_the_tensor_scale_1() -> None:
     assert values[0, 0] == 6 * 448
     assert not np.any(values[0, 1:16])
     np.testing.assert_array_equal(values[0, 16:], x[0, 16:])
+
+
+def test_a_divided_scale_is_one_where_a_tile_is_not_finite() -> None:
+    block = changed("fp8_1x128", nonfinite="unit_scale", tile=(1, 4))
+    x = np.array([[1, 2, 3, 4], [np.inf, 1, 2, 3], [np.nan, 1, 2, 3]], np.float32)
+    assert_exact(x.view(np.uint32), block)
+    assert np.asarray(quantize(x, block).scales)[1:].tolist() == [[1.0], [1.0]]
