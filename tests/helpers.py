@@ -1,8 +1,12 @@
 """What the tests share: comparison of bits, formats to try, and strategies over bit patterns."""
 
 import functools
+import importlib.util
 import math
+import sys
 from collections.abc import Collection
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -342,3 +346,14 @@ def word_arrays(size: int = SIZE) -> st.SearchStrategy[UInts]:
 def random_words(size: int, seed: int = 0) -> UInts:
     """Uniform words that repeat."""
     return np.random.default_rng(seed).integers(0, 2**32, size, np.uint32)
+
+
+def load_experiment(name: str) -> ModuleType:
+    """A script of experiments/, which is no package, as a module."""
+    path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

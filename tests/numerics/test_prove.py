@@ -1,26 +1,14 @@
 """experiments/prove.py goes on where it stopped, and keeps nothing that rests on other code."""
 
 import ast
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.helpers import load_experiment
 
-def _experiment() -> ModuleType:
-    path = Path(__file__).parents[2] / "experiments" / "prove.py"
-    spec = importlib.util.spec_from_file_location("prove", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-prove = _experiment()
+prove = load_experiment("prove")
 ROWS = [
     {"format": name, "rounding": way, "inputs": 2, "mismatches": 0, "seconds": 0.5}
     for name in ("one", "two")

@@ -1,17 +1,13 @@
 """Tiles of zeros, of subnormals, with NaN, with Inf: what every block's source makes of them."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lowprec.scaling import QTensor, get_block, quantize
-from tests.helpers import as_bits, floats
+from tests.helpers import as_bits, floats, load_experiment
 from tests.scaling.helpers import (
     FAST,
     SCALED,
@@ -46,18 +42,7 @@ ZERO_BY_ZERO = ("nvfp4_jax", "nvfp4_ue5m3")
 WITH_ZERO = [name for name in SCALED if get_block(name).element.name != "binary"]
 
 
-def _experiment() -> ModuleType:
-    """experiments/special_blocks.py, which is no package's module."""
-    path = Path(__file__).parents[2] / "experiments" / "special_blocks.py"
-    spec = importlib.util.spec_from_file_location("special_blocks", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-special_blocks = _experiment()
+special_blocks = load_experiment("special_blocks")
 
 
 @pytest.mark.parametrize(
