@@ -287,7 +287,7 @@ def test_an_engine_of_the_readers_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torch_is_explained_or_left_open() -> None:
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="needs the extra `torch`")
 
     def multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
