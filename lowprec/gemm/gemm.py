@@ -20,7 +20,7 @@ from lowprec.gemm.operand import (
     random_signs,
     whole_transforms,
 )
-from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, get_recipe
+from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, get_recipe
 from lowprec.gemm.summation import scale_product, sum_products
 from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
@@ -164,32 +164,44 @@ def _forward(
     recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
 ) -> jax.Array:
     # Three programs outside a caller's `jit`: recipes share those that are the same.
-    pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
-    summed, turned = summation(recipe, role), pair.transforms_cancel
-    a, b = earlier_copies(a, b, pair)
-    a_amax, b_amax = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
-    a, b = whole_transforms(a, b, pair)
-    a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    a_signs, b_signs = (random_signs(x, key) for x in (pair.a, pair.b))
-    left = _prepare(a, pair.a, place, -1, a_key, every, turned, a_signs, a_amax)
-    right = _prepare(b, pair.b, place, -2, b_key, every, turned, b_signs, b_amax)
+    summed = summation(recipe, role)
+    left, right = (_prepare(**given) for given in to_prepare(recipe, role, a, b, key))
     return multiply_operands(left, right, summed)
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block", "turned"))
-def _prepare(
-    x: jax.Array,
-    target: Format | Block,
-    place: ScalePlace,
-    axis: int,
-    key: jax.Array | None,
-    scale_block: int | None,
-    turned: bool,
-    signs: jax.Array | None,
-    amax: jax.Array | None,
-) -> Operand:
-    options = {"key": key, "scale_block": scale_block, "signs": signs, "amax": amax}
-    return prepare_operand(x, target, place, axis=axis, turned=turned, **options)[0]
+def to_prepare(
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+) -> list[dict[str, Any]]:
+    """The arguments of `prepare_operand` for both operands; those in `STATIC` are no arrays."""
+    pair = getattr(recipe, role)
+    a, b = earlier_copies(a, b, pair)
+    means = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
+    whole = whole_transforms(a, b, pair)
+    keys = (None, None) if key is None else jax.random.split(key)
+    return [
+        {
+            "x": x,
+            "target": target,
+            "place": recipe.scale_place,
+            "axis": axis,
+            "key": own,
+            "scale_block": recipe.engine.scale_block,
+            "turned": pair.transforms_cancel,
+            "signs": random_signs(target, key),
+            "amax": amax,
+        }
+        for x, target, axis, own, amax in zip(
+            whole, (pair.a, pair.b), (-1, -2), keys, means, strict=True
+        )
+    ]
+
+
+STATIC = ("target", "place", "axis", "scale_block", "turned")
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _prepare(**given: Any) -> Operand:
+    return prepare_operand(**given)[0]
 
 
 @functools.cache

@@ -2,21 +2,15 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowprec.gemm.gemm import multiply_operands, summation
-from lowprec.gemm.operand import (
-    Operand,
-    earlier_copies,
-    mean_amax,
-    prepare_operand,
-    random_signs,
-    whole_transforms,
-)
-from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, ScalePlace, operand_bits
+from lowprec.gemm.gemm import STATIC, multiply_operands, summation, to_prepare
+from lowprec.gemm.operand import Operand, prepare_operand
+from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, operand_bits
 from lowprec.metrics import measure
 from lowprec.models.operands import LoneTensor, Operands
 from lowprec.numerics.format import Format
@@ -97,33 +91,15 @@ def _shared_size(size: int) -> int:
 
 def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
     """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
-    pair, place, every = getattr(recipe, role), recipe.scale_place, recipe.engine.scale_block
-    summed, turned = summation(recipe, role), pair.transforms_cancel
-    a, b = earlier_copies(a, b, pair)
-    a_amax, b_amax = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
-    a, b = whole_transforms(a, b, pair)
-    key = jax.random.key(0) if recipe.stochastic else None
-    a_key, b_key = (None, None) if key is None else jax.random.split(key)
-    a_signs, b_signs = (random_signs(x, key) for x in (pair.a, pair.b))
-    left, a_fate = _prepare(a, pair.a, place, -1, a_key, every, turned, a_signs, a_amax)
-    right, b_fate = _prepare(b, pair.b, place, -2, b_key, every, turned, b_signs, b_amax)
+    summed, key = summation(recipe, role), jax.random.key(0) if recipe.stochastic else None
+    both = [_prepare(**given) for given in to_prepare(recipe, role, a, b, key)]
+    (left, a_fate), (right, b_fate) = both
     return multiply_operands(left, right, summed), a_fate, b_fate
 
 
-@functools.partial(jax.jit, static_argnames=("target", "place", "axis", "scale_block", "turned"))
-def _prepare(
-    x: jax.Array,
-    target: Format | Block,
-    place: ScalePlace,
-    axis: int,
-    key: jax.Array | None,
-    scale_block: int | None,
-    turned: bool,
-    signs: jax.Array | None,
-    amax: jax.Array | None,
-) -> tuple[Operand, Fate]:
-    options = {"key": key, "scale_block": scale_block, "signs": signs, "amax": amax}
-    operand, quantized = prepare_operand(x, target, place, axis=axis, turned=turned, **options)
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _prepare(x: jax.Array, target: Format | Block, **given: Any) -> tuple[Operand, Fate]:
+    operand, quantized = prepare_operand(x, target, **given)
     became = quantized if isinstance(target, Block) else target
     assert became is not None
     return operand, operand_fate(x, became)
