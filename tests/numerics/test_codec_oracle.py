@@ -162,6 +162,13 @@ def test_exponents_outside_float32(fmt: Format, rounding: str) -> None:
     assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))
 
 
+def test_decode_of_subnormals_just_below_float32s() -> None:
+    fmt = Format(name="bias_128", exponent_bits=4, mantissa_bits=3, bias=128)
+    codes = np.arange(256, dtype=np.uint8)
+    want = np.array([float32_bits(oracle.decode(code, fmt)) for code in range(256)], np.uint32)
+    assert_bits_equal(floats(decoded(codes, fmt)), floats(want), inputs=codes)
+
+
 LOW_BIAS = Format(name="low_bias", exponent_bits=8, mantissa_bits=20, bias=140)
 """No wider an exponent than float32's, but one that reaches below its subnormals."""
 

@@ -78,6 +78,17 @@ def test_10_every_word_counts_once(name: str, count: int, rounding: Rounding) ->
 
 
 @pytest.mark.parametrize("rounding", STOCHASTIC)
+def test_10_between_values_on_both_sides_of_zero(rounding: Rounding) -> None:
+    """Also at whole steps below zero, where nothing is borrowed from the next."""
+    fmt = Format(name="minus_three_to_one", table=(-3.0, 1.0))
+    x = np.arange(-3, 1.25, 0.25).astype(np.float32)
+    grid, words = np.meshgrid(x.view(np.uint32), np.arange(16, dtype=np.uint32), indexing="ij")
+    codes = encoded(grid.ravel(), fmt, rounding, "saturate", words.ravel(), 4)
+    want = exactly_encoded(grid.ravel(), fmt, rounding, "saturate", words.ravel(), 4)
+    assert_bits_equal(codes, want, fmt=fmt, inputs=floats(grid.ravel()))
+
+
+@pytest.mark.parametrize("rounding", STOCHASTIC)
 @pytest.mark.parametrize("count", [1, 3, 6])
 def test_10_the_closed_form_of_the_bias(rounding: Rounding, count: int) -> None:
     """Within a word's share, and for all but `stochastic` zero on average over the fractions."""

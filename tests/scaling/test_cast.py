@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lowprec as lp
-from lowprec.numerics import decode, encode
+from lowprec.numerics import Format, decode, encode
 from lowprec.scaling import Block, cast, get_format_or_block, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import slow_if
@@ -131,6 +131,21 @@ def test_clipped_goes_by_the_range_of_the_format(
     fmt: str, x: list[float], wanted: list[int]
 ) -> None:
     assert weighted_gradient(jnp.array(x, jnp.float32), fmt, "clipped").tolist() == wanted
+
+
+def test_clipped_where_float32_has_no_such_lowest_value() -> None:
+    """2^-199 is the lowest: nothing but zero lies below it."""
+    fmt = Format(
+        name="far_below",
+        signed=False,
+        exponent_bits=8,
+        mantissa_bits=2,
+        bias=199,
+        zero="none",
+        subnormals=False,
+    )
+    x = jnp.array([0.0, -0.0, 1e-38, 1.0, -1.0], jnp.float32)
+    assert weighted_gradient(x, fmt, "clipped").tolist() == [0, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(

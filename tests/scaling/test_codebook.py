@@ -39,6 +39,14 @@ def test_many_levels_come_near_the_least_error() -> None:
     assert len(np.unique(nearest)) == 256
 
 
+def test_an_empty_cell_keeps_its_level() -> None:
+    """Two clusters and as many levels as they have samples: zero is no level of either."""
+    x = np.array([1.0] * 50 + [1.25, 1.5, 1.75, 2.0, 9.0, 9.125] + [10.0] * 50)
+    table = lloyd_max(x, 3).table
+    assert table is not None
+    assert all(1.0 <= level <= 10.0 for level in table)
+
+
 def test_levels_are_the_means_of_their_cells() -> None:
     x = np.random.default_rng(0).laplace(size=4000)
     table = np.array(lloyd_max(x, 4).table)

@@ -347,6 +347,7 @@ E3M0 = get_format("float4_e3m0fn")
         ),
         ("fp8_1x128", "needs a tensor_scale", {"tensor_scale_max": 256.0}),
         ("nvfp4_16x16", "needs tiles of one row", {"tensor_scale": "row_amax"}),
+        ("nvfp4", "needs tiles of one row", {"tensor_scale": "row_amax", "tile": ("all", 16)}),
         ("fp8_1x128", "min_amax is at least 0 and guard", {"guard": 1.5}),
         ("nvfp4_minimum_error", "guard needs scale_rule = 'amax'", {"guard": 0.9}),
         ("fp8_1x128", "is for power-of-two scales", {"nonfinite": "largest_scale"}),
