@@ -394,7 +394,7 @@ def write(engines: list[Engine], path: Path, size: int) -> None:
             if dots.scales is not None:
                 arrays[f"{key}:a_scale"], arrays[f"{key}:b_scale"] = dots.scales
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type] - keywords are arrays, not options
     print(f"wrote {path}, {path.stat().st_size} bytes")
 
 

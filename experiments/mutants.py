@@ -133,11 +133,15 @@ def drawn(file: str, count: int, rng: random.Random) -> list[Mutant]:
         if mutated is None or mutated == code:
             continue
         pair = changed_line(code, mutated)
-        digest = hashlib.sha256(code.encode()).hexdigest()[:12]
-        mutants.append(Mutant(file, place[0], operator, occurrence, *pair, digest))
+        mutants.append(Mutant(file, place[0], operator, occurrence, *pair, digest_of(code)))
         if len(mutants) == count:
             break
     return mutants
+
+
+def digest_of(code: str) -> str:
+    """Of what the code does: comments and layout left out."""
+    return hashlib.sha256(ast.dump(ast.parse(code)).encode()).hexdigest()[:12]
 
 
 def mutations(code: str) -> Iterator[tuple[str, int, tuple[int, int]]]:

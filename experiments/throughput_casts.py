@@ -117,15 +117,15 @@ def contests(elements: int) -> Iterator[tuple[Contest, dict[str, Compiled]]]:
         "ml_dtypes": lambda: lambda: np.asarray(x).astype(ml_dtypes.float8_e4m3fn),
     })  # fmt: skip
     for name in BLOCKS:
-        there_and_back = lambda x, name=name: lp.cast(x, name)  # noqa: E731
+        there_and_back = lambda x, name=name: lp.cast(x, name)
         peer = {"torchao": lambda name=name: _torchao(name, np.asarray(x))}
         yield _contest(f"quantize, dequantize {name}", x, there_and_back, multiply, 8, peer)
     for name in ("float4_e2m1fn", "float6_e2m3fn"):
         codes = jax.block_until_ready(lp.encode(x, name))
         packed = jax.block_until_ready(lp.pack(codes, name))
         cast = {"lowprec cast": lambda name=name: _compiled(lambda x: lp.cast(x, name), x).call}
-        pack = lambda codes, name=name: lp.pack(codes, name)  # noqa: E731
-        unpack = lambda packed, name=name: lp.unpack(packed, name, COLUMNS)  # noqa: E731
+        pack = lambda codes, name=name: lp.pack(codes, name)
+        unpack = lambda packed, name=name: lp.unpack(packed, name, COLUMNS)
         yield _contest(f"pack {name}", codes, pack, multiply, 2, cast)
         yield _contest(f"unpack {name}", packed, unpack, multiply, 2, cast)
 

@@ -151,7 +151,7 @@ def timed(
 ) -> list[Row]:
     """One engine at one size, both ways, against the machine's own product in the same rounds."""
     given, arrays = operands(engine, size)
-    multiply = lambda *x: lp.matmul(x[0], x[1], engine=engine, **with_scales(given, x))  # noqa: E731
+    multiply = lambda *x: lp.matmul(x[0], x[1], engine=engine, **with_scales(given, x))
     a = jax.random.normal(jax.random.key(2), (size, size))
     own = compiled(lambda x, y: jnp.matmul(x, y, precision="highest"), (a, a), None)
     options = {"plain": None, "options": lp.compiler_options()}
@@ -204,7 +204,7 @@ def compiled(
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    call = lambda: jax.block_until_ready(program(*arrays))  # noqa: E731
+    call = lambda: jax.block_until_ready(program(*arrays))
     call()
     analysis = program.memory_analysis()
     return call, seconds, analysis.temp_size_in_bytes if analysis is not None else 0

@@ -187,7 +187,7 @@ def test_an_interrupted_comparison_keeps_what_has_finished(
 ) -> None:
     real = products.compare_products
 
-    def interrupted(operands, recipe, *, source):  # type: ignore[no-untyped-def]
+    def interrupted(operands, recipe, *, source):
         if recipe.name == "mxfp4":
             raise KeyboardInterrupt
         return real(operands, recipe, source=source)

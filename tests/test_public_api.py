@@ -173,7 +173,7 @@ def test_operations_one_by_one_give_the_same_bits(case: Case) -> None:
 )
 def test_codes_have_no_gradient(name: str, message: str) -> None:
     call = next(case.call for case in CASES if case.name == name)
-    loss = lambda x: sum(jnp.sum(y.astype("f4")) for y in jax.tree.leaves(call(x)))  # noqa: E731
+    loss = lambda x: sum(jnp.sum(y.astype("f4")) for y in jax.tree.leaves(call(x)))
     with pytest.raises(ValueError, match=message):
         jax.grad(loss)(jnp.asarray(X[0]))
 
@@ -191,7 +191,7 @@ def test_dequantize_refuses_a_gradient_with_respect_to_scales() -> None:
 @pytest.mark.parametrize("name", ["cast", "matmul", "gemm"])
 def test_values_have_gradients_eager_and_compiled(name: str) -> None:
     call = next(case.call for case in CASES if case.name == name)
-    loss = lambda x: jnp.sum(call(x).astype(jnp.float32))  # noqa: E731
+    loss = lambda x: jnp.sum(call(x).astype(jnp.float32))
     want = np.ones((4, 40)) if name == "cast" else np.tile(W.sum(axis=1), (4, 1))
     got = jax.grad(loss)(jnp.asarray(X[0]))
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)

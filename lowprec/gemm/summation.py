@@ -50,7 +50,7 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
         return _split(left, right, recipe, formats, length)
     chunks = _cut(left, right, length, steps, recipe.engine.scale_block or 1)
     if recipe.order == "sequential":
-        add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)  # noqa: E731
+        add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)
         return lax.scan(add, jnp.zeros(shape, jnp.uint32), chunks)[0]
     starts = jnp.asarray(part_starts(recipe.order, shape, steps))
 

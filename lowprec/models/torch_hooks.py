@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 try:
-    import torch  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports] - torch is in no extra
     from safetensors.torch import save_file
 except ImportError as error:
     raise ImportError(

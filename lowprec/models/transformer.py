@@ -169,7 +169,7 @@ def forward(
     product = bfloat16_linear if linear is None else linear
 
     def layer(stream: jax.Array, weights: Parameters) -> tuple[jax.Array, None]:
-        named: NamedLinear = lambda name, x, w: product(x, w).astype(jnp.float32)  # noqa: E731
+        named: NamedLinear = lambda name, x, w: product(x, w).astype(jnp.float32)
         return apply_layer(stream, weights, config, named), None
 
     stream = params["embedding"][tokens].astype(jnp.float32)

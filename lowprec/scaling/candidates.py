@@ -180,7 +180,7 @@ def _errors(
     found, scale = _applied(stored, tensor, block), decoded_scale(stored, block)
     across = math.prod(elements.grouped.shape[1::2]) // elements.columns
     shape = (stored.shape[0], across, *stored.shape[1:])
-    to_elements = lambda x: jnp.broadcast_to(x[:, None], shape)  # noqa: E731
+    to_elements = lambda x: jnp.broadcast_to(x[:, None], shape)
 
     def step(place: jax.Array, total: jax.Array) -> jax.Array:
         x = jnp.broadcast_to(elements.column(place), shape)

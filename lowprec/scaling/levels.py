@@ -60,7 +60,7 @@ def tensor_scale(amax: jax.Array, block: Block) -> TensorScale:
 def wanted_scale(amax: jax.Array, tensor: TensorScale | None, block: Block) -> jax.Array:
     """float32 bits of the tiles' scales before they are rounded to the scale format."""
     largest = largest_element(block)
-    over = lambda level: jnp.broadcast_to(level, amax.shape)  # noqa: E731
+    over = lambda level: jnp.broadcast_to(level, amax.shape)
     match block.scale_arithmetic:
         case "reciprocal_max":
             inverse = (np.float32(1) / largest).view(np.uint32)

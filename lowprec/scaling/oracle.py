@@ -356,7 +356,7 @@ def _smallest_error(
         if all(oracle.decode(c, block.element).value == 0 for c in codes):
             # So they are under every larger scale, with the same error.
             nothing = min(nothing, code)
-        back = lambda c, s: _value(c, s, level, block)  # noqa: E731
+        back = lambda c, s: _value(c, s, level, block)
         error = _float(_error(lines, scales[code], block, back, exponent))
         if error < best[0] or (error == best[0] and code < best[1]):
             best = error, code

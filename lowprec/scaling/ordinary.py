@@ -64,7 +64,7 @@ def encode_scaled(
         scaled = _scaled(x, factor, found.divisor is not None, tiles)
         return encode_bits(scaled, block.element, mode, block.overflow)
 
-    quick = lambda: lax.cond(fits, short, general)  # noqa: E731
+    quick = lambda: lax.cond(fits, short, general)
     return quick() if found.divisor is None else lax.platform_dependent(cpu=quick, default=general)
 
 
@@ -99,7 +99,7 @@ def decode_scaled(
     ordinary = jnp.all(fits)
     if block.power_of_two and element.table is None and element.subnormals:
         # A tile of zeros has the smallest scale there is: only then are the codes looked at.
-        empty = lambda: amax_bits(magnitude_code(codes, element), tiles) == 0  # noqa: E731
+        empty = lambda: amax_bits(magnitude_code(codes, element), tiles) == 0
         ordinary = lax.cond(ordinary, lambda: True, lambda: jnp.all(fits | empty()))
     if tensor is not None:
         ordinary &= jnp.all(_within(tensor))

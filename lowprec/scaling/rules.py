@@ -89,7 +89,7 @@ def applied(stored: jax.Array, tensor: TensorScale | None, block: Block) -> Scal
         case "multiply_inverse":
             return Scales(stored, multiplier=divide_constant(float32.ONE, decoded))
     assert tensor is not None
-    level = lambda bits: jnp.broadcast_to(bits, decoded.shape)  # noqa: E731
+    level = lambda bits: jnp.broadcast_to(bits, decoded.shape)
     if block.scale_arithmetic == "two_level_inverse":
         multiplier = float32.divide(level(tensor.encode), decoded)
         return Scales(stored, multiplier=multiplier, tensor=tensor.decode)

@@ -22,7 +22,7 @@ from lowprec.study.black_box import Dots
 from lowprec.study.exact_codes import exact_codes
 from lowprec.study.summation_order import Order, Tree
 
-_MODES: tuple[Rounding, ...] = tuple(x for x in ROUNDINGS if not is_stochastic(x))  # type: ignore[assignment]
+_MODES: tuple[Rounding, ...] = tuple(x for x in ROUNDINGS if not is_stochastic(x))  # type: ignore[assignment] - a subset of names is names
 _INFINITY = 0x7F800000
 _MAGNITUDE = 0x7FFFFFFF
 _ONE = 0x3F800000

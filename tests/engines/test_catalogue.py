@@ -275,7 +275,7 @@ def test_unknown_names_list_near_matches() -> None:
     with pytest.raises(ValueError, match=r"did you mean .*cdna4\.mfma"):
         get_engine("cdna4.mfma.f16.fp32")
     with pytest.raises(TypeError, match="`engine` must be an engine's name, a path"):
-        get_engine(None)  # type: ignore[arg-type]
+        get_engine(None)  # type: ignore[arg-type] - a wrong type is the test
 
 
 @pytest.mark.parametrize(

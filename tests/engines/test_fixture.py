@@ -113,7 +113,7 @@ MATMUL = jax.jit(matmul, static_argnames=("engine", "a_format", "b_format"))
 
 def product(case: Case) -> np.ndarray:
     stored = {name: arrays().get(f"{case.key}:{name}") for name in ("a", "b", "c")}
-    a, b = (values(stored[x], fmt) for x, fmt in zip("ab", case.formats, strict=True))  # type: ignore[arg-type]
+    a, b = (values(stored[x], fmt) for x, fmt in zip("ab", case.formats, strict=True))  # type: ignore[arg-type] - formats of a pair are names
     engine = case.program[0]
     more: dict[str, Any] = dict(zip(("a_format", "b_format"), case.formats, strict=True))
     if case.scale_format is not None:

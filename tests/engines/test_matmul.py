@@ -165,7 +165,7 @@ def test_batch_axes_broadcast_and_are_products_of_their_own(engine: str) -> None
 @pytest.mark.parametrize("engine", ENGINES)
 def test_eager_jit_vmap_and_scan_agree(engine: str) -> None:
     a, b = operands((4, 5, 70), (70, 6))
-    one = lambda x: matmul(x, b, engine=engine)  # noqa: E731
+    one = lambda x: matmul(x, b, engine=engine)
     want = np.stack([one(x) for x in a])
     assert_bits_equal(jax.jit(one)(a[0]), want[0])
     assert_bits_equal(jax.vmap(one)(a), want)
@@ -180,7 +180,7 @@ def test_eager_jit_vmap_and_scan_agree(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_gradient_is_that_of_the_exact_product(engine: str) -> None:
     a, b, c, weights = operands((5, 70), (70, 6), (5, 6), (5, 6))
-    loss = lambda a, b, c: jnp.sum(weights * matmul(a, b, c, engine=engine))  # noqa: E731
+    loss = lambda a, b, c: jnp.sum(weights * matmul(a, b, c, engine=engine))
     da, db, dc = (np.asarray(g, np.float64) for g in jax.grad(loss, (0, 1, 2))(a, b, c))
     wa, wb, w = (np.asarray(x, np.float64) for x in (a, b, weights))
     np.testing.assert_array_equal(dc, w)
@@ -237,4 +237,4 @@ def test_engines_are_found_by_name_and_value() -> None:
     with pytest.raises(ValueError, match="did you mean"):
         get_engine("fp31")
     with pytest.raises(TypeError, match="`engine` must be"):
-        get_engine(32)  # type: ignore[arg-type]
+        get_engine(32)  # type: ignore[arg-type] - a wrong type is the test

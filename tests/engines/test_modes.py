@@ -54,7 +54,7 @@ def given(engine: str, m: int = M, n: int = N) -> tuple[jax.Array, jax.Array, ja
 @pytest.mark.parametrize("engine", ENGINES)
 def test_one_set_of_bits(engine: str) -> None:
     a, b, c, options = given(engine)
-    one = lambda a, b, c: matmul(a, b, c, engine=engine, **options)  # noqa: E731
+    one = lambda a, b, c: matmul(a, b, c, engine=engine, **options)
     want = one(a, b, c)
     assert len(np.unique(np.asarray(want))) > M * N // 2
     for how in (None, compiler_options(), STRICT, STRICT_SLOW):

@@ -41,7 +41,7 @@ def test_refused(name: str, changes: dict[str, Any], message: str) -> None:
 
 def test_a_truncating_engine_has_a_gradient() -> None:
     ones = jnp.ones((4, 1))
-    loss = lambda a: matmul(a, ones, engine="ampere.mma.tf32.fp32").sum()  # noqa: E731
+    loss = lambda a: matmul(a, ones, engine="ampere.mma.tf32.fp32").sum()
     assert jax.grad(loss)(jnp.full((1, 4), 1.1)).tolist() == [[1.0] * 4]
 
 

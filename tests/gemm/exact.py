@@ -82,7 +82,7 @@ def _plain(bits: Bits, target: Format) -> Bits:
 
 def _quantized(bits: Bits, target: Block, drawn: Drawn) -> ExactOperand:
     q = _by_oracle(bits, target, drawn)
-    decode = lambda code, fmt: float32_bits(float(numbers.decode(int(code), fmt)))  # noqa: E731
+    decode = lambda code, fmt: float32_bits(float(numbers.decode(int(code), fmt)))
     elements = np.array([decode(code, target.element) for code in q.codes.ravel()], np.uint32)
     wide = target.scale_format.bits > 8
     scales = np.array(

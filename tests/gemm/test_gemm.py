@@ -258,7 +258,7 @@ def test_members_of_a_batch_draw_words_of_their_own() -> None:
 def test_gradient_is_that_of_the_exact_product() -> None:
     a, b = operands(k=70)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(M, N)), jnp.float32)
-    loss = lambda a, b: jnp.sum(weights * gemm(a, b, "mxfp4", out_dtype=jnp.float32))  # noqa: E731
+    loss = lambda a, b: jnp.sum(weights * gemm(a, b, "mxfp4", out_dtype=jnp.float32))
     da, db = jax.grad(loss, (0, 1))(a, b)
     np.testing.assert_allclose(da, np.asarray(weights) @ np.asarray(b).T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(db, np.asarray(a).T @ np.asarray(weights), rtol=1e-5, atol=1e-5)

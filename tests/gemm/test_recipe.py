@@ -56,7 +56,7 @@ def test_a_recipe_is_a_value(name: str) -> None:
     assert again is not recipe and again == recipe and hash(again) == hash(recipe)
     assert recipe.name == name and get_recipe(recipe) is recipe
     with pytest.raises(dataclasses.FrozenInstanceError):
-        recipe.name = "other"  # type: ignore[misc]
+        recipe.name = "other"  # type: ignore[misc] - frozen: that is the test
 
 
 def test_bits_of_a_pair_are_the_mean() -> None:

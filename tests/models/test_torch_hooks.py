@@ -13,7 +13,7 @@ from lowprec.models.operands import LoneTensor, Operands, load_operands
 
 torch: Any = pytest.importorskip("torch", reason='needs the `torch` extra: "lowprec[torch]"')
 
-from lowprec.models.torch_hooks import OperandRecorder  # noqa: E402
+from lowprec.models.torch_hooks import OperandRecorder  # noqa: E402 - after torch is known to be there
 
 # Half a unit in the last place of bfloat16's 8 significant bits.
 BF16 = 2.0**-8
@@ -162,7 +162,7 @@ def test_a_call_without_backward_is_dropped_if_another_had_one() -> None:
 def test_checkpointed_layers_are_recorded_once_with_their_gradient(
     tmp_path: Path, tokens: int, reentrant: bool
 ) -> None:
-    from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports]
+    from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportMissingImports] - torch is in no extra
 
     model, x = model_and_input()
     x.requires_grad_()

@@ -87,7 +87,7 @@ def test_python_floats_are_rounded_once() -> None:
         for x in given:
             assert np.asarray(encode(x, E4M3)).ravel().tolist() == [57]
         assert cast(tie, E4M3) == 1.125 and cast(tie, E4M3).dtype == np.float64
-        assert quantize([[tie]], "mxfp8_e4m3").codes.tolist() == [[0x78]]  # type: ignore[arg-type]
+        assert quantize([[tie]], "mxfp8_e4m3").codes.tolist() == [[0x78]]  # type: ignore[arg-type] - a list is what a user may pass
 
 
 def test_random_words_of_64_bits_count_32_by_default() -> None:

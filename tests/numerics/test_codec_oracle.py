@@ -156,7 +156,7 @@ def test_exponents_outside_float32(fmt: Format, rounding: str) -> None:
         math.ldexp(x, shift) for x, shift in zip(float_list(bits), shifts.tolist(), strict=True)
     ]
     want = [
-        oracle.encode(x, fmt, rounding=rounding, overflow="saturate")  # type: ignore[arg-type]
+        oracle.encode(x, fmt, rounding=rounding, overflow="saturate")  # type: ignore[arg-type] - a name from ROUNDINGS
         for x in scaled
     ]
     assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=floats(bits))

@@ -47,7 +47,7 @@ def edges(fmt: Format) -> NDArray[np.float64]:
         [points, np.nextafter(points, np.inf), np.nextafter(points, 0.0), 2.0 ** np.arange(-9, 9)]
     )
     special = np.array([0.0, 5e-324, 2.2e-308, 1e-310, 1.7e308, math.inf, math.nan])
-    near = sized(finite, SIZE // 2 - len(special))  # type: ignore[arg-type]
+    near = sized(finite, SIZE // 2 - len(special))  # type: ignore[arg-type] - any kind of number may be cut
     some = np.concatenate([near, special])
     return np.concatenate([some, -some])
 
@@ -68,7 +68,7 @@ def test_edges(fmt: Format) -> None:
             oracle.encode(
                 value,
                 fmt,
-                rounding=rounding,  # type: ignore[arg-type]
+                rounding=rounding,  # type: ignore[arg-type] - a name from ROUNDINGS
                 overflow=overflow,
                 word=0 if drawn is None else int(drawn[i]),
                 word_bits=count,
@@ -84,9 +84,9 @@ def test_overflow(name: str, overflow: str) -> None:
     fmt = lp.get_format(name)
     x = np.array([fmt.max, np.nextafter(fmt.max, 1e9), 1.1 * fmt.max, 2 * fmt.max, 1e300, np.inf])
     x = np.concatenate([x, -x])
-    got = lp.encode(x, fmt, overflow=overflow)  # type: ignore[arg-type]
+    got = lp.encode(x, fmt, overflow=overflow)  # type: ignore[arg-type] - a name from OVERFLOWS
     want = [
-        oracle.encode(value, fmt, rounding="nearest_even", overflow=overflow)  # type: ignore[arg-type]
+        oracle.encode(value, fmt, rounding="nearest_even", overflow=overflow)  # type: ignore[arg-type] - a name from OVERFLOWS
         for value in x.tolist()
     ]
     assert_bits_equal(got, np.array(want, fmt.code_dtype), fmt=fmt, inputs=x)

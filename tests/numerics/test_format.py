@@ -118,12 +118,12 @@ def test_tables_differ_by_where_minus_zero_is() -> None:
 
 def test_a_table_may_be_an_array() -> None:
     values = np.array([-1.5, -0.25, 0.5, 2.0], np.float32)
-    fmt = Format(name="x", table=values)  # type: ignore[arg-type]
+    fmt = Format(name="x", table=values)  # type: ignore[arg-type] - any sequence of numbers
     assert fmt == Format(name="x", table=(-1.5, -0.25, 0.5, 2.0))
     assert decode(jnp.arange(4, dtype=jnp.uint8), fmt).tolist() == values.tolist()
     for table in (1.5, ["a", "b"], np.ones((2, 2))):
         with pytest.raises(TypeError, match="`table` must be a sequence of numbers"):
-            Format(name="x", table=table)  # type: ignore[arg-type]
+            Format(name="x", table=table)  # type: ignore[arg-type] - any sequence of numbers
 
 
 def test_families() -> None:
@@ -134,7 +134,7 @@ def test_families() -> None:
             assert getattr(get_format(name), claim) == figure, (name, claim)
     assert get_format("binary8p4") == get_format("binary8p4se")
     assert get_format("e5m10").values is not None
-    np.testing.assert_array_equal(get_format("e5m10").values, get_format("float16").values)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(get_format("e5m10").values, get_format("float16").values)  # type: ignore[arg-type] - a small format has values
     count = 0
     for width in range(3, 16):
         for precision, kind in itertools.product(range(1, width + 1), ("se", "sf", "ue", "uf")):
@@ -277,4 +277,4 @@ def test_a_format_is_a_static_argument_of_jit() -> None:
     function = jax.jit(encode, static_argnames="fmt")
     assert int(function(jnp.float32(1.0), fmt=Format(**GOOD))) == 0x38
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Format(**GOOD).bias = 3  # type: ignore[misc]
+        Format(**GOOD).bias = 3  # type: ignore[misc] - frozen: that is the test

@@ -73,7 +73,7 @@ def test_decode_by_hand(name: str, code: int, value: float) -> None:
     ],
 )
 def test_encode_by_hand(name: str, x: float, rounding: str, overflow: str, code: int) -> None:
-    assert oracle.encode(x, name, rounding=rounding, overflow=overflow) == code  # type: ignore[arg-type]
+    assert oracle.encode(x, name, rounding=rounding, overflow=overflow) == code  # type: ignore[arg-type] - a name from ROUNDINGS
 
 
 def test_stochastic_by_hand() -> None:

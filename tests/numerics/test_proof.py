@@ -125,7 +125,7 @@ def relabelled(bits: jax.Array, fmt: Format, rounding: str, overflow: str) -> ja
 )
 def test_the_proof_counts_what_is_wrong(encode: object, wrong: int) -> None:
     fmt = get_format("float4_e2m1fn")
-    (proof,) = prove(fmt, ["nearest_even"], ["saturate"], encode=encode)  # type: ignore[arg-type]
+    (proof,) = prove(fmt, ["nearest_even"], ["saturate"], encode=encode)  # type: ignore[arg-type] - a stand-in with fewer arguments
     assert proof.mismatches == wrong and proof.inputs == 1 << 32
 
 

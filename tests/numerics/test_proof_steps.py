@@ -106,7 +106,7 @@ def test_the_reduced_proof_can_fail() -> None:
     fmt = get_format("float4_e2m1fn")
     ways = [("nearest_even", "saturate")]
 
-    def broken(bits, fmt, rounding, overflow):  # type: ignore[no-untyped-def]
+    def broken(bits, fmt, rounding, overflow):
         return jnp.where(bits == 0x40200000, np.uint8(5), np.uint8(0)) + 0 * bits.astype(jnp.uint8)
 
     (proof,) = prove_reduced(fmt, ways, encode=broken)

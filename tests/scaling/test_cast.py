@@ -84,7 +84,7 @@ def test_minus_zero_is_kept() -> None:
 def weighted_gradient(x: jax.Array, target: str, grad: Any, **options: Any) -> np.ndarray:
     """The gradient of sum(w * cast(x)) for weights that tell the elements apart."""
     weights = (jnp.arange(x.size, dtype=jnp.float32) + 0.3).reshape(x.shape).astype(x.dtype)
-    loss = lambda x: jnp.sum(weights * cast(x, target, grad=grad, **options))  # noqa: E731
+    loss = lambda x: jnp.sum(weights * cast(x, target, grad=grad, **options))
     return np.asarray(jax.jit(jax.grad(loss))(x)) / np.asarray(weights)
 
 
@@ -184,7 +184,7 @@ def test_a_cotangent_is_not_rounded() -> None:
 def test_amax_and_second_derivatives_get_no_gradient() -> None:
     slope = jax.grad(lambda amax: jnp.sum(cast(jnp.ones((1, 4)), "fp8_tensor", amax=amax)))
     assert slope(jnp.float32(3.0)) == 0.0
-    cubed = lambda x: cast(x, "float8_e4m3fn") ** 3  # noqa: E731
+    cubed = lambda x: cast(x, "float8_e4m3fn") ** 3
     assert jax.grad(jax.grad(cubed))(jnp.float32(2.0)) == 12.0
 
 

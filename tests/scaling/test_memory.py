@@ -13,7 +13,7 @@ SHAPE = (2048, 1024)
 NAMES = ["fp8_1x128", "fp8_128x128", "fp8_tensor", "mxfp8_e4m3", "mxfp4_rceil", "nvfp4"]
 
 
-def temporaries(function, argument) -> float:  # type: ignore[no-untyped-def]
+def temporaries(function, argument) -> float:
     """Temporary memory of a compiled function, in units of the tensor's float32 bytes."""
     analysis = jax.jit(function).lower(argument).compile().memory_analysis()
     assert analysis is not None

@@ -130,7 +130,7 @@ def test_ordinary_tensors_take_the_short_way(name: str, monkeypatch: pytest.Monk
 def test_a_caller_may_map_over_it() -> None:
     x = jnp.stack([tensor(0.0), tensor(-140.0), tensor(100.0)])
     block = get_block("mxfp8_e4m3")
-    one = lambda x: _quantize(x, None, None, None, block, -1, "nearest_even", 0)  # noqa: E731
+    one = lambda x: _quantize(x, None, None, None, block, -1, "nearest_even", 0)
     mapped, alone = jax.jit(jax.vmap(one))(x), jax.jit(one)
     for i in range(3):
         assert_bits_equal(mapped.codes[i], alone(x[i]).codes)

@@ -304,7 +304,7 @@ def test_a_product_beyond_float32_is_inf_and_a_subnormal_exact() -> None:
             "`amax` = -3.0 is negative",
             lambda: quantize(jnp.ones(3), "fp8_tensor", amax=-3.0),
         ),
-        (TypeError, "`block`", lambda: quantize(jnp.ones(3), 4)),  # type: ignore[arg-type]
+        (TypeError, "`block`", lambda: quantize(jnp.ones(3), 4)),  # type: ignore[arg-type] - a wrong type is the test
     ],
 )
 def test_errors(error: type[Exception], message: str, call: Any) -> None:

@@ -48,7 +48,7 @@ special_blocks = load_experiment("special_blocks")
 @pytest.mark.parametrize(
     "case", special_blocks.cases(), ids=lambda case: f"{case.block}-{case.tile}"
 )
-def test_the_table_beside_the_sources(case: special_blocks.Case) -> None:  # type: ignore[name-defined]
+def test_the_table_beside_the_sources(case: special_blocks.Case) -> None:
     assert special_blocks.answer(case.block, case.tile) == (case.scale, case.values)
     # A difference is explained; the table covers all four tiles of every block.
     same = (case.scale, case.values) == (case.source_scale, case.source_values)

@@ -115,7 +115,7 @@ def save(path: Path, captured: Iterable[Captured], metadata: Mapping[str, object
                 raise ValueError(f"{name}: two instructions should share it and do not")
             arrays[name] = values[field]
     # NumPy's stub takes the names for options.
-    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez_compressed(path, **arrays)  # pyright: ignore[reportArgumentType] - keywords are arrays, not options
 
 
 def load(path: Path) -> tuple[dict[str, object], list[Captured]]:

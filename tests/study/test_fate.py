@@ -15,7 +15,7 @@ X = np.array([[7.5, 6.9, 1.0, 0.2, 0.0, -0.2, -7.2, 0.3] + [0.0] * 24], np.float
 
 @pytest.mark.parametrize("jitted", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_fate_of_a_block(jitted: bool) -> None:
-    of_block = lambda x: operand_fate(x, lp.quantize(x, "mxfp4"))  # noqa: E731
+    of_block = lambda x: operand_fate(x, lp.quantize(x, "mxfp4"))
     fate = (jax.jit(of_block) if jitted else of_block)(jnp.asarray(X))
     assert (int(fate.clipped), int(fate.flushed)) == (2, 2)
 

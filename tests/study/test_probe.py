@@ -205,7 +205,7 @@ def test_what_cannot_be_probed_is_said() -> None:
     with pytest.raises(ValueError, match="float8_e8m0fnu cannot be probed"):
         probe(np.matmul, formats="float8_e8m0fnu")
     with pytest.raises(TypeError, match="must be callable or an engine"):
-        probe(3)  # type: ignore[arg-type]
+        probe(3)  # type: ignore[arg-type] - a wrong type is the test
     with pytest.raises(TypeError, match="returned float64"):
         probe(lambda a, b: a.astype(float) @ b, k=4)
     with pytest.raises(ValueError, match="`multiply` returned shape"):
