@@ -21,6 +21,7 @@ from lowprec.engines.operands import (
     take_scales_apart,
     truncated,
 )
+from lowprec.engines.register import serves
 from lowprec.numerics import float32
 from lowprec.numerics.codec import encode_bits
 from lowprec.numerics.format import Format
@@ -128,6 +129,12 @@ def check_computable(engine: Engine) -> None:
         raise ValueError(
             f"engine {engine.name!r}: accumulation = {kind!r} needs inputs, the formats whose "
             f"exponents it aligns"
+        )
+    if kind in ("fused", "grouped", "two_step", "exact") and not serves(register):
+        raise ValueError(
+            f"engine {engine.name!r}: sums cannot be rounded to {register.name}, which needs "
+            f"subnormals no smaller than 2^-100, at most 8 exponent bits, and a sign and Inf as "
+            f"IEEE 754 has them; e8m13 and float16 do"
         )
     plain = kind in ("sequential", "chunked", "tree", "compensated") and not engine.fused_multiply
     reaches = [x for x in (register, engine.outer) if x is not None and x.exponent_bits >= 8]

@@ -11,6 +11,9 @@ from lowprec.numerics import float32
 from lowprec.numerics.codec import goes_away
 from lowprec.numerics.format import Format
 
+_LOWEST = -100
+"""The exponent of the smallest unit of a register, but for one with float32's own subnormals."""
+
 
 class Sum(NamedTuple):
     """An exact number: significand * 2^(exponent - 31).
@@ -34,6 +37,16 @@ def from_integer(value: jax.Array, exponent: jax.Array) -> Sum:
     return Sum(sign, exponent + 31 - zeros.astype(jnp.int32), magnitude << zeros)
 
 
+def serves(fmt: Format) -> bool:
+    """Whether sums are rounded to a format: signs, Inf and subnormals as IEEE 754 has them.
+
+    Its subnormals must be normal float32 numbers, or float32's own.
+    """
+    ieee = fmt.signed and fmt.infinity == "ieee" and fmt.subnormals and fmt.exponent_bits <= 8
+    within = fmt.min_exponent == -126 or fmt.min_exponent - fmt.mantissa_bits >= _LOWEST
+    return ieee and fmt.mantissa_bits > 0 and within
+
+
 def round_sum(
     x: Sum,
     fmt: Format,
@@ -43,8 +56,8 @@ def round_sum(
 ) -> jax.Array:
     """float32 bits of x rounded once to a format; overflow is Inf in every mode.
 
-    The format has at most 8 exponent bits, and Inf and subnormals as IEEE 754 has. `positive`: a
-    result of zero is +0; `kept`: it has the sign of x, unless x is zero.
+    The format is one that `serves` knows. `positive`: a result of zero is +0; `kept`: it has the
+    sign of x, unless x is zero.
     """
     lowest, width = fmt.min_exponent, fmt.mantissa_bits
     exponent = jnp.maximum(x.exponent, lowest)
@@ -61,8 +74,9 @@ def round_sum(
     up = goes_away(x.sign, kept, rest, near, shift, rounding, words, count)
     kept = kept + up.astype(jnp.uint32)
     magnitude = jnp.minimum(_value(kept, exponent, fmt), float32.INFINITY)
-    if fmt.exponent_bits < 8:
-        beyond = np.uint32(fmt.bias + 1 + 127 << 23)
+    top = (1 << fmt.exponent_bits) - 1 - fmt.bias
+    if top <= 127:
+        beyond = np.uint32(top + 127 << 23)
         magnitude = jnp.where(magnitude >= beyond, float32.INFINITY, magnitude)
     nothing = (x.significand == 0) | ((kept == 0) & (zero_sign == "positive"))
     return jnp.where(nothing, 0, x.sign | jnp.where(kept == 0, 0, magnitude))
@@ -75,5 +89,5 @@ def _value(kept: jax.Array, exponent: jax.Array, fmt: Format) -> jax.Array:
         # The hidden bit carries into the exponent field; among subnormals there is none to carry.
         field = jnp.clip(exponent + 126, 0, 255).astype(jnp.uint32)
         return (field << 23) + (kept << np.uint32(23 - width))
-    field = jnp.clip(exponent - width, -100, 140).astype(jnp.uint32)
+    field = jnp.clip(exponent - width, _LOWEST, 140).astype(jnp.uint32)
     return lax.bitcast_convert_type(kept.astype(jnp.float32), jnp.uint32) + (field << 23)

@@ -1,5 +1,6 @@
 """What becomes of an operand's elements: how many saturate, vanish, and fall on which value."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -43,11 +44,19 @@ def operand_fate(x: jax.Array, became: Format | QTensor) -> Fate:
         clipped = before > float32.constant(became.max)
     else:
         element, transform = became.block.element, became.block.transform
+        turned = float32.to_bits(x)
         if transform is not None:
-            turned = apply(float32.to_bits(x), transform, became.axis, became.transform_state)[0]
+            turned = apply(turned, transform, became.axis, became.transform_state)[0]
             before = turned & float32.MAGNITUDE
-        after = became.element_bits() & float32.MAGNITUDE
-        clipped = at_limit(became.codes, element) & (before > _limits(became))
+            became = dataclasses.replace(
+                became, block=dataclasses.replace(became.block, transform=None)
+            )
+        if became.block.coding == "scaled":
+            after = became.element_bits() & float32.MAGNITUDE
+            clipped = at_limit(became.codes, element) & (before > _limits(became))
+        else:
+            after = became.scaled_bits() & float32.MAGNITUDE
+            clipped = _beyond_range(turned, became)
     flushed = (before != 0) & (after == 0)
     return Fate(jnp.sum(clipped, dtype=jnp.int32), jnp.sum(flushed, dtype=jnp.int32))
 
@@ -70,10 +79,28 @@ def _limits(q: QTensor) -> jax.Array:
     return spread(per_tile, q.shape, tiles_of(q.shape, scales.shape, q.block, q.axis))
 
 
+def _beyond_range(bits: jax.Array, q: QTensor) -> jax.Array:
+    """Whether numbers lie more than half a step outside what the codes of their tile reach.
+
+    A logarithmic code reaches from zero to a tile's largest magnitude.
+    """
+    if q.block.coding == "logarithmic":
+        return jnp.zeros(q.shape, bool)
+    element = q.block.element
+    codes = q.codes & np.asarray(element.code_mask, q.codes.dtype)
+    ends = [np.argmin(element.values), np.argmax(element.values)]  # type: ignore[arg-type] - small
+    at_end = (codes == ends[0].astype(codes.dtype)) | (codes == ends[1].astype(codes.dtype))
+    distance = jnp.abs(float32.from_bits(bits) - float32.from_bits(q.scaled_bits()))
+    step = spread(q.scales, q.shape, tiles_of(q.shape, q.scales.shape, q.block, q.axis))
+    # A hundredth of a step more than half: what is rounded to the end is none of these.
+    return at_end & (distance > np.float32(0.51) * step)
+
+
 def value_histogram(x: np.ndarray, block: Block, axis: int = -1) -> list[tuple[float, int]]:
     """How many elements of x fall on each finite value of the element format, ascending.
 
-    Values are before scaling; -0 counts as 0.
+    Values are before scaling; -0 counts as 0. Of affine blocks they are the integers that codes
+    stand for, of logarithmic ones the codes.
     """
     codes = np.asarray(quantize(jnp.asarray(x), block, axis=axis).codes)
     values = block.element.values

@@ -38,8 +38,9 @@ WIDE17 = Engine(
     output_rounding="nearest_even",
     accumulator="last",
 )
-"""The engine of DESIGN's example, and one change of it at a time."""
+REGISTER: dict[str, Any] = dict(exponent_bits=5, mantissa_bits=9, infinity="ieee", nan="ieee")
 CHANGES: tuple[dict[str, Any], ...] = (
+    # The engine of DESIGN's example, and one change of it at a time.
     {},
     {"accumulator": "early"},
     {"accumulator": "separate"},
@@ -54,6 +55,8 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"output_rounding": "to_odd", "zero_sign": "kept"},
     {"register": get_format("e8m5")},
     {"register": get_format("e5m9"), "output_rounding": "nearest_away"},
+    {"register": Format(name="high", bias=10, **REGISTER)},
+    {"register": Format(name="low", bias=20, **REGISTER), "accumulator": "early"},
     {"fraction_bits": 3, "accumulator": "early"},
     {"fraction_bits": 12, "accumulator": "early", "output_rounding": "toward_zero"},
     {"fraction_bits": 28, "accumulator": "early"},

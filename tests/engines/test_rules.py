@@ -74,6 +74,17 @@ def test_c_must_broadcast() -> None:
     [
         (Engine(name="mine", output=FLOAT32, fused_length=4, fraction_bits=24), "needs inputs"),
         (Engine(name="mine", output=FLOAT32, accumulation="sequential"), "subnormals = 'flush'"),
+        (
+            Engine(
+                name="mine",
+                inputs=(get_format("float16"),) * 2,
+                output=FLOAT32,
+                register=get_format("float8_e4m3fn"),
+                fused_length=4,
+                fraction_bits=24,
+            ),
+            "sums cannot be rounded to float8_e4m3fn",
+        ),
         (get_engine("sequential.float16.stochastic_odd"), "has 'stochastic' alone"),
         (get_engine("cdna4.mfma.fp8.fp32"), "has not been published"),
     ],

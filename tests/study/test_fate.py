@@ -1,5 +1,7 @@
 """Clipped, flushed and counted elements, against a count by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,3 +47,24 @@ def test_zeros_around_the_operands_change_no_bit(recipe: str) -> None:
     expected = np.asarray(lp.gemm(a, b, recipe)).view(np.uint16)
     assert np.unique(expected).size > 30
     np.testing.assert_array_equal(y, expected)
+
+
+def test_fate_of_ranges() -> None:
+    """Nothing lies outside a tile's range but where it was made smaller."""
+    whole = lp.quantize(X, "int4_kivi_g32")
+    assert int(operand_fate(jnp.asarray(X), whole).clipped) == 0
+    block = dataclasses.replace(lp.get_block("int4_quarot_g128"), tile=(1, 32), transform=None)
+    assert block.affine is not None and block.affine.clip_ratio == 0.95
+    narrow = dataclasses.replace(
+        block, affine=dataclasses.replace(block.affine, clip_ratio=0.5), name="half"
+    )
+    fate = operand_fate(jnp.asarray(X), lp.quantize(X, narrow))
+    values = np.asarray(lp.quantize(X, narrow).dequantize())
+    step = np.diff(np.unique(values)).min()
+    assert int(fate.clipped) == np.sum(np.abs(X - values) > 0.51 * step) == 3
+    assert int(fate.flushed) == np.sum((X != 0) & (values == 0))
+
+
+def test_fate_of_logarithms() -> None:
+    fate = operand_fate(jnp.asarray(X), lp.quantize(X, "logfmt8_1x128"))
+    assert (int(fate.clipped), int(fate.flushed)) == (0, 0)
