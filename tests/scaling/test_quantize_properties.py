@@ -13,7 +13,7 @@ from lowprec.numerics import Format, decode, get_format
 from lowprec.scaling import Block, get_block, quantize
 from lowprec.scaling.codings import Transform
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
-from tests.scaling.helpers import changed, slow_if, width
+from tests.scaling.helpers import assert_exact, changed, slow_if, width
 
 POWERS = Format(
     name="powers",
@@ -379,3 +379,11 @@ def test_min_amax_and_unit_scales_of_powers_of_two() -> None:
     assert np.asarray(raised.scales)[:, 0].tolist() == [127, 127, 127]
     unit = quantize(x, changed("mxfp4_rceil", tile=(1, 2), unit_scale_amax=0.5))
     assert np.asarray(unit.scales)[:, 0].tolist() == [127, 127, 126]
+
+
+def test_scales_of_nine_bits_are_kept_as_floats() -> None:
+    block = changed("fp8_1x128", tile=(1, 16), scale_format=get_format("e5m3"))
+    x = np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
+    assert_exact(as_bits(jnp.asarray(x)), block)
+    q = quantize(x, block)
+    assert q.scales.dtype == jnp.float32 and len(np.unique(q.scales)) > 2
