@@ -5,7 +5,8 @@ cosmic-ray makes the mutants: a seeded sample over every file of `lowprec/numeri
 one of a place's mutations, annotations excepted. Each mutant is tried in a process of its own, with
 the modules that take long to import already there, against the tests of its file, quickest first.
 Results are appended to `reports/proof/mutants.csv`: a second run goes on where the first stopped,
-and `--again` tries those that lived once more, with the tests that there are now.
+and `--again` tries those that lived once more, with the tests that there are now. Why one lives on
+stands in `survivors.csv` beside it, written by hand in its last column and kept by later runs.
 """
 
 import argparse
@@ -340,16 +341,29 @@ def summarise(mutants: list[Mutant], out: Path) -> int:
     """Prints the score and the survivors of the sample; 1 where fewer than 90 % were killed."""
     keys = {mutant.key for mutant in mutants}
     rows = list({key_of(x): x for x in recorded(out) if key_of(x) in keys}.values())
-    survivors = [x for x in rows if x["outcome"] != "killed"]
+    survivors = explained([x for x in rows if x["outcome"] != "killed"], out)
     print(f"\n{len(rows)} of {len(mutants)} mutants tried, {len(rows) - len(survivors)} killed")
     for x in survivors:
         print(f"  {x['file']}:{x['line']} {x['operator']} {x['by']}\n    - {x['before']}")
-        print(f"    + {x['after']}")
+        print(f"    + {x['after']}\n    {x['why'] or 'unexplained'}")
     if not rows:
         return 1
     score = 1 - len(survivors) / len(rows)
     print(f"score {100 * score:.1f} %")
     return 0 if score >= 0.9 and len(rows) == len(mutants) else 1
+
+
+def explained(rows: list[dict[str, str]], out: Path) -> list[dict[str, str]]:
+    """Survivors with why they live, as far as that has been written down; writes the list anew."""
+    path, names = out.with_name("survivors.csv"), ("file", "line", "before", "after")
+    known = {(x["file"], x["before"], x["after"]): x["why"] for x in recorded(path)}
+    rows = sorted(rows, key=lambda x: (x["file"], int(x["line"])))
+    rows = [x | {"why": known.get((x["file"], x["before"], x["after"]), "")} for x in rows]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, (*names, "why"), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
 
 
 def check(path: Path, chosen: list[str], workers: int) -> dict[str, float]:
