@@ -39,6 +39,12 @@ def accumulation_section(results: AccumulationResults) -> Section:
         for name, (heading, function, data) in FIGURES.items()
     ]
     return Section(
+        name="accumulation",
+        heading="Accumulation: how many bits, and promoted when",
+        note=(
+            "Sums of products of E4M3 numbers of a known distribution, or drawn after captured "
+            "cards, in engines that differ from Hopper's FP8 in their widths alone."
+        ),
         command=str(results.manifest.get("command", "")),
         date=str(results.manifest.get("date", "")),
         seconds=int(results.manifest.get("seconds", 0)),

@@ -73,6 +73,12 @@ def speed_section(engines: pl.DataFrame, linear: pl.DataFrame, record: dict[str,
         "engine_linear_cost", "Cost by size", "linear", engine_speed.linear_cost, linear
     )
     return Section(
+        name="throughput",
+        heading="Speed of the engines",
+        note=(
+            "Times of emulation on one machine, which say nothing of the hardware that has the "
+            "engines, and which no second run repeats."
+        ),
         command=COMMAND,
         date=words.listed(sorted({str(x["date"]) for x in made})) if dated else "",
         seconds=sum(int(x.get("seconds", 0)) for x in made),

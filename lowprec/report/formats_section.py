@@ -33,6 +33,9 @@ FIGURES: Mapping[str, tuple[str, shown.Draw, tuple[str, ...]]] = {
 def format_section(results: FormatResults) -> Section:
     """The section of these results, its figures drawn anew."""
     return Section(
+        name="formats",
+        heading="Formats and scale rules",
+        note="Numbers of a known distribution, not of a model.",
         command=str(results.manifest.get("command", "")),
         date=str(results.manifest.get("date", "")),
         seconds=int(results.manifest.get("seconds", 0)),

@@ -1,7 +1,7 @@
 """One HTML page that needs nothing beside it: findings, figures, tables, sources, manifest."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
+from lowprec.report.proof import read_proof
 from lowprec.report.results import SCHEMAS, Results
 from lowprec.report.section import Section
 from lowprec.report.shown import Draw, Shown, standalone
@@ -35,9 +36,10 @@ def write_report(results: Results, out: Path) -> Path:
 
     The directory is made where it is missing, its parent is not. Where it has a folder `formats`
     or `accumulation`, with what `lowprec.report.formats.write_formats` or
-    `lowprec.report.accumulation.write_accumulation` wrote, or `throughput` with the tables of
-    `lowprec.report.engine_speed`, the page has a section of it. The same results give the same
-    bytes in every file; measured times are in `timings.*` and in tables of the page alone.
+    `lowprec.report.accumulation.write_accumulation` wrote, or `proof` or `throughput` with the
+    tables of `lowprec.report.proof` or `lowprec.report.engine_speed`, the page has a section of it.
+    The same results give the same bytes in every file; measured times are in `timings.*` and in
+    tables of the page alone.
 
     Returns:
       The path of the page.
@@ -61,13 +63,8 @@ def write_report(results: Results, out: Path) -> Path:
             path.unlink(missing_ok=True)
             if figure is not None:
                 path.write_text(standalone(figure.wide), encoding="utf-8")
-        compared = read_formats(out / "formats")
-        formats = None if compared is None else format_section(compared)
-        studied = read_accumulation(out / "accumulation")
-        accumulation = None if studied is None else accumulation_section(studied)
         page = out / "index.html"
-        speed = read_speed(out / "throughput")
-        text = render(results, [f for f in shown if f is not None], formats, accumulation, speed)
+        text = render(results, [f for f in shown if f is not None], experiments(out))
         page.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OSError(f"cannot write the report to {out}: {error}") from error
@@ -80,13 +77,19 @@ def show(name: str, results: Results) -> Shown | None:
     return show_figure(name, heading, data, draw, getattr(results, data))
 
 
-def render(
-    results: Results,
-    shown: list[Shown],
-    formats: Section | None = None,
-    accumulation: Section | None = None,
-    speed: Section | None = None,
-) -> str:
+def experiments(out: Path) -> list[Section]:
+    """The sections of the experiments whose tables lie in a directory, in the page's order."""
+    compared, studied = read_formats(out / "formats"), read_accumulation(out / "accumulation")
+    found = (
+        read_proof(out / "proof"),
+        None if compared is None else format_section(compared),
+        None if studied is None else accumulation_section(studied),
+        read_speed(out / "throughput"),
+    )
+    return [section for section in found if section is not None]
+
+
+def render(results: Results, shown: list[Shown], sections: Sequence[Section] = ()) -> str:
     """The page's text."""
     frames = results.frames()
     return _template().render(
@@ -97,9 +100,7 @@ def render(
         scope=scope(results),
         findings=findings(results),
         figures=shown,
-        formats=formats,
-        accumulation=accumulation,
-        speed=speed,
+        sections=sections,
         tables=digest.page_tables(results),
         timings=digest.timing_table(results.timings),
         entries=entries.used_entries(results),
