@@ -33,7 +33,11 @@ def load(name: str) -> types.ModuleType:
         pytest.skip(f"{name} needs the optional package {package}")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name",
+    # A whole model is compiled for that one.
+    [pytest.param(x, marks=[pytest.mark.slow] * (x == "lowprec.models.capture")) for x in MODULES],
+)
 def test_examples(name: str) -> None:
     module = load(name)
     failed, attempted = doctest.testmod(module, extraglobs=GLOBALS)

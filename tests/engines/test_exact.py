@@ -124,7 +124,7 @@ def compare(case: Case, kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("label", FAST)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1))
 def test_engine_is_exact(label: str, kind: str, seed: int) -> None:
     compare(CASES[label], kind, seed)

@@ -190,6 +190,7 @@ def test_range_of_multiply_add(a: float, b: float, c: float, fits: bool) -> None
     assert bool(fused_multiply.within_range(left, right, start)) == fits
 
 
+@pytest.mark.slow
 def test_fp32_fma_falls_back_where_numbers_are_tiny() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (rng.standard_normal(x).astype(np.float32) for x in ((2, 5), (5, 300), (2, 300)))
@@ -205,6 +206,7 @@ def test_fp32_fma_falls_back_where_numbers_are_tiny() -> None:
     assert np.isfinite(floats(got[:, 290])).all() and (floats(got[:, 290]) != 0).all()
 
 
+@pytest.mark.slow
 def test_fp32_fma_of_an_infinity_and_small_numbers_alone() -> None:
     a = jnp.array([[np.inf, 1.0], [1.0, -np.inf], [np.inf, -np.inf]])
     b = jnp.full((2, 1), 2.0**-30)

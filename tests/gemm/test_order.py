@@ -34,6 +34,7 @@ def test_one_part_is_the_engines_own_sum(engine: str) -> None:
     assert_bits_equal(whole, matmul(a, b, engine=engine))
 
 
+@pytest.mark.slow
 def test_parts_are_summed_from_zero_and_added_in_turn() -> None:
     a, b = operands()
     got = gemm(a, b, "float32", engine="fp32", order="split_k.3")

@@ -112,6 +112,7 @@ def test_scales_of_mean_magnitudes_are_exact(name: str, role: Any) -> None:
     assert_bits_equal(got, want.view(np.float32))
 
 
+@pytest.mark.slow
 def test_a_ternary_weight_is_scaled_by_its_mean_magnitude() -> None:
     _, b = operands(k=40)
     size = np.abs(np.asarray(b, np.float64)).mean()

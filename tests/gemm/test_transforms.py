@@ -54,6 +54,7 @@ def test_operands_turned_alike_are_multiplied_as_they_are() -> None:
     assert 14 < sqnr_db(got, exact) < 22
 
 
+@pytest.mark.slow
 def test_a_transform_of_one_operand_is_undone() -> None:
     a, b = operands()
     got = np.asarray(gemm(a, b, recipe(TURNED, PLAIN), out_dtype=jnp.float32), np.float64)

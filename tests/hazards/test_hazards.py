@@ -177,6 +177,7 @@ def test_h10_casts_leave_overflow_and_nan_to_chance() -> None:
         assert lp.encode(nan, "e2m1", nan_code=code).tolist() == [code, code]
 
 
+@pytest.mark.slow
 def test_h11_scales_of_eight_exponent_bits() -> None:
     low = floats([0x400000, 0x400001, 0x5FFFFF, 0x600001, 0])
     xla = np.asarray(jnp.asarray(low).astype(jnp.float8_e8m0fnu)).view(np.uint8)

@@ -85,6 +85,7 @@ def test_no_operand_is_degenerate(captured: list[LayerOperands]) -> None:
             assert len(np.unique(values)) > values.size / 4, operands.layer
 
 
+@pytest.mark.slow
 def test_x_transposed_times_dy_is_the_gradient_of_w(
     weight_gradients: dict[str, np.ndarray],
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_head_of_a_masked_target_has_no_gradient(captured: list[LayerOperand
     assert (dy[~counted] == 0).all() and (dy[counted] != 0).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_the_perturbed_model_is_the_model(loss_and_gradients: tuple[jax.Array, Any]) -> None:
     zeros = output_zeros(CONFIG, *TOKENS.shape)
     value, _ = perturbed(zeros, PARAMS, TOKENS, MASK, CONFIG)

@@ -98,6 +98,7 @@ def test_blocks_of_queries_do_not_change_attention(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(whole, blocks, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_jit_gives_the_same_logits(params: dict[str, Any]) -> None:
     eager = forward(params, jnp.asarray(TOKENS), CONFIG)
     # Not bitwise: XLA may fuse the norm and the sums around the scan differently.
@@ -147,6 +148,7 @@ def test_the_hook_sees_every_linear_layer(params: dict[str, Any], quantize_head:
     assert logits.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_a_bfloat16_checkpoint_gives_what_its_float32_copy_gives(params: dict[str, Any]) -> None:
     stored = jax.tree.map(lambda array: array.astype(jnp.bfloat16), params)
     copy = jax.tree.map(lambda array: array.astype(jnp.float32), stored)

@@ -153,6 +153,7 @@ def test_a_double_rounding_is_not_made() -> None:
     assert got == 16785410.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "count"),
     [

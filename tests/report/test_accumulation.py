@@ -93,6 +93,7 @@ def test_titles_follow_the_data(results: AccumulationResults) -> None:
     assert any(x.text.startswith("Errors exceed their") for x in findings(changed))
 
 
+@pytest.mark.slow
 def test_page_has_the_section_where_results_lie_beside_it(
     results: AccumulationResults, tmp_path: Path
 ) -> None:

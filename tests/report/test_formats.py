@@ -241,6 +241,7 @@ def test_kinds_of_elements() -> None:
     assert found["block:nvfp4"] == "floating point"
 
 
+@pytest.mark.slow
 def test_page_has_the_section_where_results_lie_beside_it(tmp_path: Path) -> None:
     none = pl.DataFrame()
     small = synthetic.results(products=none, model=none, histogram=none, cards=none)

@@ -113,6 +113,7 @@ def test_files_are_complete(report: Path) -> None:
     assert list(manifest) == sorted(manifest) and manifest["versions"]["jax"] == "0.10.0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "results", [synthetic.lone_tensor, pytest.param(small, marks=pytest.mark.slow)]
 )
@@ -153,6 +154,7 @@ def test_extreme_floats_read_back_exactly(tmp_path: Path) -> None:
     assert str(read["seconds"].to_list()) == str(values)
 
 
+@pytest.mark.slow
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     hostile = pl.lit(HOSTILE)
     products = synthetic.products(layers=2).with_columns(

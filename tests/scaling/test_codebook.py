@@ -56,6 +56,7 @@ def test_levels_are_the_means_of_their_cells() -> None:
     assert lloyd_max(x[::-1].reshape(40, 100), 4).table == lloyd_max(x, 4).table
 
 
+@pytest.mark.slow
 def test_a_codebook_for_a_block_loses_less_than_nf4() -> None:
     rng = np.random.default_rng(1)
     x = rng.standard_t(3, size=(512, 64)).astype(np.float32)

@@ -30,14 +30,18 @@ TWO_CHANGES = {
 }
 """Users' blocks that differ from a catalogued one only in what other fast blocks have."""
 LONG = (
+    "fp8_128x128_deepgemm",
+    "int4_g128",
+    "mxfp4_nearest_log2",
+    "mxfp4_three_quarter",
     "nvfp4_modelopt",
     "nvfp4_row",
     "nvfp4_stochastic_round_up",
     "nvfp4_torchao",
     "nvfp4_torchao_single_level",
 )
-"""Blocks like fast ones that take long to compile; columns of one are fast."""
-COLUMNS = ("mxfp4", "fp8_128x128_deepgemm", "fp8_channel", "nvfp4_row")
+"""Blocks like fast ones that take long to compile; columns of some are fast."""
+COLUMNS = ("mxfp4", "fp8_128x128_deepgemm", "fp8_channel")
 """Blocks whose tiles are tried along both axes in the fast suite."""
 
 

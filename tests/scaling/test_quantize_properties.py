@@ -163,6 +163,7 @@ def test_leading_axes_are_batch_axes(name: str) -> None:
         assert_bits_equal(back[i, j], np.asarray(one.dequantize()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_if(["fp8_tensor", "nvfp4"], ["nvfp4"]))
 def test_a_scale_of_the_whole_array_spans_batch_axes_and_vmap_does_not(name: str) -> None:
     x = numbers(2, 2, width(get_block(name))) * jnp.array([1.0, 100.0])[:, None, None]
@@ -215,6 +216,7 @@ def test_factors_that_a_caller_gave_are_not_counted() -> None:
     assert_bits_equal(plain.scaled_bits(), as_bits(plain.dequantize()))
 
 
+@pytest.mark.slow
 def test_static_amax_of_each_row() -> None:
     x = rows_for("nvfp4_row")
     q = quantize(x, "nvfp4_row")

@@ -237,6 +237,7 @@ def e4m3_midpoints() -> Floats:
     return (values[1:] + values[:-1]) / F32(2)
 
 
+@pytest.mark.slow
 def test_transformer_engine_nvfp4_scales_at_their_ties() -> None:
     # Tiles whose scale amax * S / 6 lies within some ulps of a tie, where the order of the float32
     # operations decides: (amax / 6) * S, which others compute, gives other codes.

@@ -115,6 +115,7 @@ def one_step_of(instruction: Instruction) -> list[tuple[Instruction, str]]:
     return [(instruction, group) for group in ONE_STEP]
 
 
+@pytest.mark.slow
 def test_the_oracle_in_the_gpus_place_differs_nowhere(tmp_path: Path) -> None:
     groups = sorted([*one_step_of(PROMOTED), *one_step_of(MIXED)], key=plan().index)
     found = round_trip(groups, tmp_path / "hopper_none.npz")

@@ -58,6 +58,7 @@ def test_sums_are_those_of_gemm(
     np.testing.assert_array_equal(found.y[-1][1], np.asarray(wanted, np.float64))
 
 
+@pytest.mark.slow
 def test_reference_is_exact(cases: dict[str, tuple[study.Case, list[study.Sums]]]) -> None:
     for case, _ in cases.values():
         a, b = (x[0].astype(np.float64) for x in case.operands)

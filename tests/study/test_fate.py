@@ -49,6 +49,7 @@ def test_zeros_around_the_operands_change_no_bit(recipe: str) -> None:
     np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.slow
 def test_fate_of_ranges() -> None:
     """Nothing lies outside a tile's range but where it was made smaller."""
     whole = lp.quantize(X, "int4_kivi_g32")
@@ -65,6 +66,7 @@ def test_fate_of_ranges() -> None:
     assert int(fate.flushed) == np.sum((X != 0) & (values == 0))
 
 
+@pytest.mark.slow
 def test_fate_of_logarithms() -> None:
     fate = operand_fate(jnp.asarray(X), lp.quantize(X, "logfmt8_1x128"))
     assert (int(fate.clipped), int(fate.flushed)) == (0, 0)

@@ -60,6 +60,7 @@ def test_the_fused_multiply_add_is_rounded_once() -> None:
     assert len(np.unique(want)) > 900
 
 
+@pytest.mark.slow
 def test_scales_and_promotion_are_found_and_a_wrong_bit_refutes_them() -> None:
     a, b = operands()
     rng = np.random.default_rng(1)

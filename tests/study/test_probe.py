@@ -125,6 +125,7 @@ def model(
     return total.astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("length", "bits", "cut", "last", "alignment"),
     [

@@ -24,7 +24,11 @@ def centred() -> Recipe:
     return dataclasses.replace(get_recipe("float32"), name="centred", fprop=pair)
 
 
-@pytest.mark.parametrize("recipe", [centred(), get_recipe("mxfp8")], ids=lambda x: x.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [centred(), pytest.param(get_recipe("mxfp8"), marks=pytest.mark.slow)],
+    ids=lambda x: x.name,
+)
 def test_a_row_has_the_error_of_gemm(recipe: Recipe) -> None:
     rng = np.random.default_rng(0)
     x = (10 + rng.random((5, 64))).astype(np.float32)

@@ -138,6 +138,7 @@ def test_a_claim_that_does_not_hold_is_found(
     assert found.wrong == 1 and "float8_e4m3fn.max is 448.0, not 447.0" in found.detail
 
 
+@pytest.mark.slow
 def test_probes_are_exact_and_notice_a_cast_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [probe() for probe in hazard_probes.PROBES]
     assert [probe.wrong for probe in found] == [0] * 4
