@@ -119,8 +119,53 @@ def _key(x: Number) -> jax.Array:
 
 def _rank(key: jax.Array, thresholds: NDArray[np.unsignedinteger]) -> jax.Array:
     """How many thresholds lie at or below the key."""
-    method = "compare_all" if len(thresholds) <= 32 else "scan_unrolled"
-    return jnp.searchsorted(jnp.asarray(thresholds), key, side="right", method=method)
+    if len(thresholds) <= 32:
+        whole = jnp.asarray(thresholds)
+        return jnp.searchsorted(whole, key, side="right", method="compare_all")
+    drawers = _drawers(thresholds)
+    if drawers is None:
+        whole = jnp.asarray(thresholds)
+        return jnp.searchsorted(whole, key, side="right", method="scan_unrolled")
+    place = (key >> drawers.shift).astype(jnp.int32)
+    rank = jnp.asarray(drawers.below).at[place].get(mode="promise_in_bounds")
+    for firsts in drawers.thresholds:
+        first = jnp.asarray(firsts).at[place].get(mode="promise_in_bounds")
+        rank = rank + (key >= first).astype(rank.dtype)
+    return rank
+
+
+class _Drawers(NamedTuple):
+    """Thresholds by the leading bits of a key, which are all but a few.
+
+    Attributes:
+      shift: of a key to its drawer.
+      below: int32, how many thresholds lie in the drawers before each.
+      thresholds: for each, one after the other; the largest key where there are no more.
+    """
+
+    shift: int
+    below: NDArray[np.int32]
+    thresholds: tuple[NDArray[np.unsignedinteger], ...]
+
+
+_DRAWERS, _FULL = 1 << 13, 2
+
+
+def _drawers(thresholds: NDArray[np.unsignedinteger]) -> _Drawers | None:
+    """The fewest drawers that hold few thresholds each; None where too many were needed."""
+    bits = 8 * thresholds.dtype.itemsize
+    for drawers in (1 << n for n in range(5, _DRAWERS.bit_length())):
+        shift = bits + 1 - drawers.bit_length()
+        places = (thresholds >> thresholds.dtype.type(shift)).astype(np.int64)
+        counts = np.bincount(places, minlength=drawers)
+        if counts.max() > _FULL:
+            continue
+        below = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int32)
+        never = np.iinfo(thresholds.dtype).max
+        padded = np.append(thresholds, np.full(_FULL, never, thresholds.dtype))
+        rows = (np.where(counts > n, padded[below + n], never) for n in range(counts.max()))
+        return _Drawers(shift, below, tuple(rows))
+    return None
 
 
 @functools.cache

@@ -23,7 +23,8 @@ _RANGE = 48
 _LOW, _HIGH = ((np.uint32(127 + side * _RANGE) << 23) for side in (-1, 1))
 # Smaller tensors take less time in the general way than a second way takes to compile.
 _WORTHWHILE = 1 << 21
-# In these modes a number below half of the smallest element is zero, as is one that was flushed.
+# In these modes a number below half of the smallest element is zero, as is one that was flushed:
+# times 2^48 it is far below that of a moderate format.
 _MODES = ("nearest_even", "nearest_away", "nearest_toward_zero", "toward_zero")
 
 
@@ -51,7 +52,7 @@ def encode_scaled(
         return encode_number(scaled, block.element, mode, block.overflow, words, word_bits)
 
     served = mode in _MODES and magnitudes.serves(block.element, mode)
-    if bits.size < _WORTHWHILE or not served:
+    if bits.size < _WORTHWHILE or not (served and _is_moderate(block.element)):
         return general()
     amax = amax_bits(bits & float32.MAGNITUDE, tiles) if amax is None else amax
     factor = _factor(found)

@@ -1,5 +1,6 @@
 """The short way of quantizing gives the general one's bits, and is taken for ordinary tensors."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -106,6 +107,18 @@ def test_both_ways_give_the_same_bits(
     # One element above the rest, so that the smallest are subnormal where it is not.
     uneven = tensor(0.0).at[0, 0].set(2.0**40) * jnp.float32(2.0**-30)
     assert_same(short(uneven.at[3].multiply(2.0**-80)), long(uneven.at[3].multiply(2.0**-80)))
+
+
+def test_an_element_whose_smallest_values_are_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A subnormal number times a large factor is such a value, and is not flushed."""
+    element = Format(name="tiny", exponent_bits=6, mantissa_bits=2, bias=100)
+    block = dataclasses.replace(get_block("fp8_1x128"), element=element, min_amax=0.0)
+    short, long = compiled(block), general(block, monkeypatch)
+    wide = np.asarray(tensor(-83.0), np.float64)
+    wide[:, ::7] *= 2.0**-50
+    x = jnp.asarray(wide.astype(np.float32))
+    assert_same(short(x), long(x))
+    assert (np.asarray(short(x)[0].codes)[:, ::7] & 0xFF != 0).mean() > 0.3
 
 
 @pytest.mark.parametrize("name", BLOCKS)
