@@ -6,7 +6,8 @@ Every function of a group is timed once a round, in turn, so that what else the 
 on all alike; a ratio is the median over rounds, with its quartiles. `plain` is a call inside a
 caller's own `jax.jit`, `options` one compiled with `lowprec.compiler_options()`. Times are of
 emulation: they say nothing of hardware that has the formats. Peers that are not installed are
-listed as missing: `pip install gfloat torch torchao triton qtorch pychop` gives them.
+listed as missing: `pip install gfloat torch torchao triton qtorch pychop` gives them but
+microxcaling, which is installed from its repository.
 """
 
 import argparse
@@ -33,7 +34,9 @@ OURS = ("lowprec, plain", "lowprec, options")
 REFERENCE = "multiply by a constant"
 FORMAT = "float8_e4m3fn"
 BLOCKS = {"fp8_1x128": 5.0, "mxfp8_e4m3": 5.0, "mxfp4": 5.0, "nvfp4": 5.0}
-"""Block scalings, and how many times faster than torchao each is wanted."""
+"""Block scalings, and how many times faster than torchao and microxcaling each is wanted."""
+MICROXCALING = {"mxfp8_e4m3": "fp8_e4m3", "mxfp4": "fp4_e2m1"}
+"""Its names of the elements of those that it has."""
 
 
 class Contest(NamedTuple):
@@ -119,6 +122,8 @@ def contests(elements: int) -> Iterator[tuple[Contest, dict[str, Compiled]]]:
     for name in BLOCKS:
         there_and_back = lambda x, name=name: lp.cast(x, name)
         peer = {"torchao": lambda name=name: _torchao(name, np.asarray(x))}
+        if name in MICROXCALING:
+            peer["microxcaling"] = lambda name=name: _microxcaling(name, np.asarray(x))
         yield _contest(f"quantize, dequantize {name}", x, there_and_back, multiply, 8, peer)
     for name in ("float4_e2m1fn", "float6_e2m3fn"):
         codes = jax.block_until_ready(lp.encode(x, name))
@@ -242,6 +247,14 @@ def _torchao(block: str, x: np.ndarray) -> Call:
     return by_powers
 
 
+def _microxcaling(block: str, x: np.ndarray) -> Call:
+    """Quantizing and back by microxcaling, which is on no package index, on the CPU."""
+    torch = importlib.import_module("torch")
+    operators, tensor = importlib.import_module("mx.mx_ops"), torch.from_numpy(x)
+    options = {"axes": [-1], "block_size": 32}
+    return lambda: operators._quantize_mx(tensor, 8, MICROXCALING[block], **options)
+
+
 def race(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, round by round, all calls in turn."""
     for call in calls.values():
@@ -327,8 +340,9 @@ def _write_goals(path: Path, ratios: dict[tuple[int, str], dict[str, list[float]
     goals += [Goal(trip, OURS[0], name, 8.0) for name in fastest]
     goals += [Goal(trip, OURS[0], "XLA astype", 2.0), Goal(code, OURS[0], "torch", 1.5)]
     goals += [
-        Goal(f"quantize, dequantize {name}", OURS[0], "torchao", times)
+        Goal(f"quantize, dequantize {name}", OURS[0], peer, times)
         for name, times in BLOCKS.items()
+        for peer in ("torchao", *["microxcaling"] * (name in MICROXCALING))
     ]
     for name in ("float4_e2m1fn", "float6_e2m3fn"):
         for way in ("pack", "unpack"):
