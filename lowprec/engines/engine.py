@@ -14,6 +14,7 @@ from lowprec import catalogue
 from lowprec.engines import families
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import Rounding, is_stochastic
+from lowprec.numerics.spec import check_spec
 
 Accumulation = Literal[
     "fused",
@@ -53,6 +54,9 @@ class Evidence:
     level: Level
     domain: str
     dispute: str = ""
+
+    def __post_init__(self) -> None:
+        check_spec("evidence", self)
 
     def __str__(self) -> str:
         return f"[{self.level}] {LEVELS[self.level]}: {self.domain}"
@@ -146,6 +150,7 @@ class Engine:
     evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
+        check_spec(f"engine {self.name!r}", self)
         for broken, message in self._rules():
             if broken():
                 raise ValueError(f"engine {self.name!r}: {message}")

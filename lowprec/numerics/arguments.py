@@ -1,6 +1,7 @@
 """Checks of arguments that the functions on arrays share."""
 
 import functools
+import reprlib
 from typing import Any
 
 import jax
@@ -43,6 +44,26 @@ def float_array(argument: str, x: ArrayLike, *, float64: bool = False) -> jax.Ar
     return jnp.asarray(x)
 
 
+def whole_number(argument: str, value: Any) -> int:
+    """A Python or NumPy integer as an int; TypeError for all else, a bool included."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(
+            f"`{argument}` must be an integer, got {value!r} ({type(value).__name__}); use an int"
+        )
+    return int(value)
+
+
+def real_array(argument: str, x: ArrayLike) -> jax.Array:
+    """Real numbers of any type, rounded to float32; TypeError for all else, a bool included."""
+    for leaf in jax.tree.leaves(x):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.integer, jnp.floating)):
+            raise TypeError(
+                f"`{argument}` = {reprlib.repr(x)} holds {dtype}; use real numbers, such as float32"
+            )
+    return jnp.asarray(x, jnp.float32)
+
+
 def check_random(
     shape: tuple[int, ...],
     rounding: str,
@@ -69,21 +90,38 @@ def check_random(
     if words.shape != shape:
         raise ValueError(f"`random_bits` has shape {words.shape}; x has shape {shape}")
     width = words.dtype.itemsize * 8
-    count = min(width, 32) if random_bit_count is None else random_bit_count
+    if random_bit_count is None:
+        count = min(width, 32)
+    else:
+        count = whole_number("random_bit_count", random_bit_count)
     if not 1 <= count <= min(width, 32):
         raise ValueError(f"`random_bit_count` = {count}; use 1 to {min(width, 32)} ({words.dtype})")
     return words.astype(jnp.uint32) & np.uint32((1 << count) - 1), count
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def refuse_gradient(function: str, x: jax.Array) -> jax.Array:
     """The identity; under differentiation a ValueError, since codes would give a silent zero."""
+    return _refuse_gradient(
+        f"`{function}` has no gradient: its codes are integers, and the gradient would silently be "
+        f"zero. Use lowprec.cast(x, ..., grad='straight_through'), or jax.lax.stop_gradient(x)",
+        x,
+    )
+
+
+def refuse_gradient_of(argument: str, meaning: str, x: jax.Array) -> jax.Array:
+    """The same for another argument than the tensor itself, for which `cast` has no gradient."""
+    return _refuse_gradient(
+        f"there is no gradient with respect to `{argument}`, {meaning}: codes are integers, and it "
+        f"would silently be zero. Pass jax.lax.stop_gradient({argument})",
+        x,
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _refuse_gradient(message: str, x: jax.Array) -> jax.Array:
     return x
 
 
-@refuse_gradient.defjvp
-def _refuse_gradient_jvp(function: str, primals: Any, tangents: Any) -> Any:
-    raise ValueError(
-        f"`{function}` has no gradient: its codes are integers, and the gradient would silently be "
-        f"zero. Use lowprec.cast(x, ..., grad='straight_through'), or jax.lax.stop_gradient(x)"
-    )
+@_refuse_gradient.defjvp
+def _refuse_gradient_jvp(message: str, primals: Any, tangents: Any) -> Any:
+    raise ValueError(message)

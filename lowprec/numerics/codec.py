@@ -14,7 +14,14 @@ from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
 from lowprec.numerics import float32, float64, magnitudes, table
-from lowprec.numerics.arguments import FLOATS, check_random, float_array, refuse_gradient, x64
+from lowprec.numerics.arguments import (
+    FLOATS,
+    check_random,
+    float_array,
+    refuse_gradient,
+    whole_number,
+    x64,
+)
 from lowprec.numerics.decoding import at_limit as at_limit
 from lowprec.numerics.decoding import decode_bits, decode_number
 from lowprec.numerics.decoding import magnitude_code as magnitude_code
@@ -56,7 +63,8 @@ def encode(
       Codes of x's shape: uint8, uint16 or uint32, the narrowest that holds them.
 
     Raises:
-      TypeError: x is none of these types, or `random_bits` is not unsigned.
+      TypeError: x is none of these types, `random_bits` is not unsigned, or `random_bit_count` or
+        `nan_code` is no integer.
       ValueError: an unknown format or mode, or random bits missing, superfluous or misshapen.
 
     Under `jax.grad` it raises: codes have no gradient. See `lowprec.cast`.
@@ -98,7 +106,7 @@ def _checked(
     nan_code: int | None,
 ) -> tuple[jax.Array | None, int]:
     check_choice("overflow", overflow, OVERFLOWS)
-    if nan_code is not None and not 0 <= nan_code <= fmt.code_mask:
+    if nan_code is not None and not 0 <= whole_number("nan_code", nan_code) <= fmt.code_mask:
         raise ValueError(f"`nan_code` = {nan_code}; {fmt.name} has the codes 0 to {fmt.code_mask}")
     return check_random(x.shape, rounding, random_bits, random_bit_count)
 
@@ -173,7 +181,7 @@ def _decode(codes: jax.Array, fmt: Format, dtype: str) -> jax.Array:
 def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
     """uint32 codes to values of a float type, rounded once to nearest even."""
     name = np.dtype(dtype).name
-    if name in ("bfloat16", "float16") and not _within_float32(fmt):
+    if name in ("bfloat16", "float16") and not within_float32(fmt):
         # By way of float32, which does not hold all of its values, one would be rounded twice.
         narrowed = encode_number(
             decode_number(codes, fmt), get_format(name), "nearest_even", "nonsaturating"
@@ -189,7 +197,7 @@ def decode_to(codes: jax.Array, fmt: Format, dtype: DTypeLike) -> jax.Array:
     return lax.bitcast_convert_type(float64.pack(decode_number(codes, fmt)), jnp.float64)
 
 
-def _within_float32(fmt: Format) -> bool:
+def within_float32(fmt: Format) -> bool:
     """Whether float32 holds every value of a format."""
     if fmt.table is not None:
         return True

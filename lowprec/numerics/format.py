@@ -8,7 +8,7 @@ rules out in exact arithmetic.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import ml_dtypes
@@ -16,6 +16,7 @@ import numpy as np
 
 from lowprec import catalogue
 from lowprec.numerics import families
+from lowprec.numerics.spec import check_spec, floats
 
 Encoding = Literal["sign_magnitude", "twos_complement"]
 
@@ -39,7 +40,8 @@ class Format:
 
     Attributes:
       name: the format's name, ml_dtypes' where bits agree.
-      signed: whether the most significant bit is a sign; of a table, whether a value is negative.
+      signed: whether the most significant bit is a sign; of a table, whether a value is negative,
+        which is found from the table.
       exponent_bits: width of the exponent field; 0 for integers and fixed point.
       mantissa_bits: width of the mantissa field, the hidden bit not counted.
       bias: the exponent field minus the exponent. With no exponent field the unit in the last place
@@ -67,10 +69,12 @@ class Format:
     A value between two of a table's is rounded to one of them: `nearest_even` prefers the even code
     in a tie (the even rank in ascending order, where neighbouring codes are not even and odd in
     turn). Between two of equal magnitude, a mode that goes by magnitude takes the one with the sign
-    of x, for which -0 counts as positive. Below the smallest of unsigned values is that value's.
+    of x, for which -0 counts as positive. Below the smallest of unsigned values is that value's
+    code, where that is zero and the table has both zeros that of the one that stands first.
 
     Raises:
-      ValueError: a contradiction between the parameters.
+      ValueError: a contradiction between the parameters, or a choice that there is not.
+      TypeError: a parameter of another type than declared.
 
     Example:
       >>> e4m3 = Format(name="mine", signed=True, exponent_bits=4, mantissa_bits=3, bias=7,
@@ -97,11 +101,13 @@ class Format:
     overflow_value: float | None = None
 
     def __post_init__(self) -> None:
+        what = f"format {self.name!r}"
         if self.table is not None:
-            object.__setattr__(self, "table", _floats(self.name, self.table))
+            object.__setattr__(self, "table", floats(what, "table", self.table))
+        check_spec(what, self)
         for rule, message in self._table_rules() if self.table else self._field_rules():
             if not rule():
-                raise ValueError(f"format {self.name!r}: {message} (got {self!r})")
+                raise ValueError(f"{what}: {message} (got {self!r})")
         if self.table:
             # One NaN object, so that equal tables are equal and hash alike.
             values = tuple(math.nan if math.isnan(x) else x for x in self.table)
@@ -149,10 +155,8 @@ class Format:
         yield lambda: self.magnitude_bits <= 31, "a format has at most 31 bits beside the sign"
         yield lambda: abs(self.bias) <= 1 << 15, "bias must be from -32768 to 32768"
         if self.infinity != "none":
-            yield (
-                lambda: self.exponent_bits or self.infinity == "last",
-                ("infinity = 'ieee' needs an exponent field"),
-            )
+            has_field = lambda: self.exponent_bits or self.infinity == "last"
+            yield has_field, "infinity = 'ieee' needs an exponent field"
         yield (
             lambda: (self.nan == "ieee") == (self.infinity == "ieee"),
             ("infinity and nan are 'ieee' together or not at all"),
@@ -203,6 +207,10 @@ class Format:
             if field.name not in ("name", "table", "overflow_value", "signed", "zero")
         }
         yield lambda: all(others.values()), "a table leaves the other parameters at their defaults"
+        yield (
+            lambda: self.signed or min(finite, default=0) >= 0,
+            "signed = false, and the table has negative values; leave it out",
+        )
         size = len(values)
         yield (
             lambda: 2 <= size <= 1 << 16 and size & (size - 1) == 0,
@@ -395,16 +403,6 @@ class Format:
     def values(self) -> np.ndarray | None:
         """The values by code, float64 of shape (2^bits,), for formats of 16 bits or fewer."""
         return _values(self) if self.bits <= 16 else None
-
-
-def _floats(name: str, table: Iterable[Any]) -> tuple[float, ...]:
-    """A table given as any sequence of numbers, a NumPy array included, as floats."""
-    try:
-        return tuple(float(x) for x in table)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"format {name!r}: `table` must be a sequence of numbers, got {table!r}"
-        ) from error
 
 
 def _figures(dtype: np.dtype, *, integer: bool) -> tuple[float | None, ...] | None:

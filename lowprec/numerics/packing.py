@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lowprec.numerics.arguments import whole_number
 from lowprec.numerics.format import Format, get_format
 
 
@@ -57,8 +58,9 @@ def unpack(packed: ArrayLike, fmt: str | Format, size: int) -> jax.Array:
       Codes (..., size): uint8, uint16 or uint32.
 
     Raises:
-      TypeError: `packed` is not uint8.
-      ValueError: the last axis has another number of bytes than `size` codes need.
+      TypeError: `packed` is not uint8, or `size` is no integer.
+      ValueError: `size` is negative, or the last axis has another number of bytes than so many
+        codes need.
 
     Example:
       >>> unpack(jnp.array([33, 3], jnp.uint8), "float4_e2m1fn", 3)
@@ -68,6 +70,8 @@ def unpack(packed: ArrayLike, fmt: str | Format, size: int) -> jax.Array:
     packed = _unsigned("packed", packed)
     if packed.dtype != jnp.uint8:
         raise TypeError(f"`packed` must be uint8, got {packed.dtype}")
+    if whole_number("size", size) < 0:
+        raise ValueError(f"`size` = {size}; it is the number of codes in the last axis, at least 0")
     expected = packed_bytes(size, fmt.bits)
     if packed.shape[-1] != expected:
         raise ValueError(

@@ -5,16 +5,13 @@ import functools
 import typing
 from typing import Literal
 
+import numpy as np
+
 from lowprec import catalogue
+from lowprec.numerics.codec import within_float32
 from lowprec.numerics.format import Format, aliases, get_format, list_formats, names_format
-from lowprec.numerics.rounding import (
-    OVERFLOWS,
-    ROUNDINGS,
-    Overflow,
-    Rounding,
-    check_choice,
-    is_stochastic,
-)
+from lowprec.numerics.rounding import Overflow, Rounding, is_stochastic
+from lowprec.numerics.spec import check_spec
 from lowprec.scaling.codings import Affine, Eden, Logarithmic, Transform
 
 TileSize = int | Literal["all"]
@@ -32,6 +29,8 @@ ScaleArithmetic = Literal[
 ]
 Nonfinite = Literal["propagate", "unit_scale", "largest_scale", "largest_scale_for_inf"]
 Coding = Literal["scaled", "affine", "logarithmic"]
+_FLOAT32 = np.finfo(np.float32)
+_LARGEST = float(_FLOAT32.max)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +80,8 @@ class Block:
       scale_rule, scale_arithmetic: see above.
       scale_rounding: of fmt(), above SMAX saturating.
       min_amax: amax is raised to this value.
-      unit_scale_amax: an amax at or below this, or an X of 0, gives the scale 1; an X of NaN, from
-        0 / 0 in a tensor of zeros, does not.
+      unit_scale_amax: an amax at or below this, or an X that is 0 before fmt(), gives the scale 1;
+        an X that fmt() rounds to 0 does not, nor an X of NaN, from 0 / 0 in a tensor of zeros.
       min_scale: X is raised to this before fmt().
       guard: amax is scaled to MAX * guard instead of MAX, and g to SMAX * MAX * guard: the room
         that keeps stochastic rounding from clipping. Taken as a float32.
@@ -136,27 +135,95 @@ class Block:
                     f"block {self.name!r}: {field} must be a Format, got {getattr(self, field)!r}; "
                     f"use lowprec.get_format"
                 )
-        check_choice("rounding", self.rounding, ROUNDINGS)
-        check_choice("scale_rounding", self.scale_rounding, ROUNDINGS)
-        check_choice("overflow", self.overflow, OVERFLOWS)
-        for holds, message in self._coding_rules():
+        check_spec(f"block {self.name!r}", self)
+        rules = (*self._range_rules(), *self._coding_rules())
+        if self.coding == "scaled":
+            rules += (*self._scaling_rules(), *self._element_rules())
+        for holds, message in rules:
             if not holds:
                 raise ValueError(f"block {self.name!r}: {message}")
-        if self.coding != "scaled":
-            return
-        for holds, message in self._scaling_rules():
-            if not holds:
-                raise ValueError(f"block {self.name!r}: {message}")
+
+    def _range_rules(self) -> tuple[tuple[bool, str], ...]:
+        """Where numbers must lie."""
+        scale, unit = self.scale_format, self.unit_scale_amax
+        top, least, count = self.tensor_scale_max, self.min_scale, self.random_bit_count
+        return (
+            (
+                all(size == "all" or size >= 1 for size in self.tile),
+                f"tile sizes are 'all' or at least 1, not {self.tile}",
+            ),
+            (
+                0 <= self.min_amax < _LARGEST and 0.5 <= self.guard <= 1,
+                f"min_amax is at least 0 and guard from 0.5 to 1, not {self.min_amax} and "
+                f"{self.guard}; min_amax lies below float32's largest number",
+            ),
+            (
+                unit is None or 0 <= unit < _LARGEST,
+                f"unit_scale_amax = {unit}; from 0 to below float32's largest number",
+            ),
+            (
+                top is None or 0 < top <= scale.max,
+                f"tensor_scale_max = {top}; above 0 and at most {scale.max}, the largest scale of "
+                f"{scale.name}",
+            ),
+            (
+                least is None or 0 <= least <= scale.max,
+                f"min_scale = {least}; from 0 to {scale.max}, the largest scale of {scale.name}",
+            ),
+            (
+                self.oas_factor is None
+                or float(_FLOAT32.smallest_subnormal) <= self.oas_factor <= _LARGEST,
+                f"oas_factor = {self.oas_factor}; a float32 above 0",
+            ),
+            (
+                count is None or 1 <= count <= 32,
+                f"random_bit_count = {count}; from 1 to 32",
+            ),
+            (
+                within_float32(scale),
+                f"float32 does not hold all values of scale_format = {scale.name}; it does those "
+                f"of bfloat16 and of any format with less range",
+            ),
+        )
+
+    def _element_rules(self) -> tuple[tuple[bool, str], ...]:
+        """What a scaled block's arithmetic takes of its element and its scale format."""
+        element, scale = self.element, self.scale_format
+        unit = self.unit_scale_amax is not None or self.nonfinite == "unit_scale"
+        return (
+            (
+                element.max > 0,
+                f"the element {element.name} has no positive value to scale to",
+            ),
+            (
+                within_float32(element) and element.max >= float(_FLOAT32.smallest_normal),
+                f"float32 does not hold all values of the element {element.name}, of which the "
+                f"largest must be a normal one: scales and values are float32; it does hold those "
+                f"of bfloat16 and of any format with less range",
+            ),
+            (
+                self.scale_rule != "even" or element.mantissa_bits is not None,
+                "scale_rule = 'even' needs an element with mantissa bits, not a table",
+            ),
+            (
+                self.scale_rule != "even"
+                or element.table is not None
+                or element.mantissa_bits - (not element.exponent_bits) <= 22,
+                f"scale_rule = 'even' needs an element of at most 22 mantissa bits, and "
+                f"{element.name} has {element.mantissa_bits}",
+            ),
+            (
+                not unit or _has_one(scale),
+                f"unit_scale_amax and nonfinite = 'unit_scale' store a scale of 1, which "
+                f"scale_format = {scale.name} does not have",
+            ),
+        )
 
     def _scaling_rules(self) -> tuple[tuple[bool, str], ...]:
         """What must hold of a scaled block."""
         rule, arithmetic, scale = self.scale_rule, self.scale_arithmetic, self.scale_format
         powers = typing.get_args(PowerOfTwoRule)
         return (
-            (
-                all(size == "all" or size >= 1 for size in self.tile),
-                "tile sizes are 'all' or at least 1",
-            ),
             (
                 rule not in powers or self.power_of_two,
                 f"the rules {', '.join(powers)} need a scale format without mantissa bits",
@@ -187,10 +254,6 @@ class Block:
                 f"directed mode",
             ),
             (
-                self.element.max > 0,
-                f"the element {self.element.name} has no positive value to scale to",
-            ),
-            (
                 (self.tensor_scale == "none") == (not arithmetic.startswith("two_level")),
                 "tensor_scale = 'amax' or 'row_amax' and scale_arithmetic = 'two_level...' go "
                 "together",
@@ -210,10 +273,6 @@ class Block:
             (
                 self.tensor_scale != "row_amax" or self.tile[0] == 1,
                 "tensor_scale = 'row_amax' needs tiles of one row",
-            ),
-            (
-                self.min_amax >= 0 and 0.5 <= self.guard <= 1,
-                "min_amax is at least 0 and guard from 0.5 to 1",
             ),
             (
                 self.guard == 1.0 or rule == "amax",
@@ -243,10 +302,6 @@ class Block:
                 rule != "minimum_error" or (scale.bits <= 8 and self.min_scale is None),
                 "scale_rule = 'minimum_error' needs a scale format of 8 bits and no min_scale",
             ),
-            (
-                rule != "even" or self.element.mantissa_bits is not None,
-                "scale_rule = 'even' needs an element with mantissa bits, not a table",
-            ),
         )
 
     def _coding_rules(self) -> tuple[tuple[bool, str], ...]:
@@ -271,10 +326,6 @@ class Block:
                 f"{self.coding} codes are integers, and {self.element.name} is none",
             ),
             (
-                scaled or all(size == "all" or size >= 1 for size in self.tile),
-                "tile sizes are 'all' or at least 1",
-            ),
-            (
                 self.logarithmic is None or 6 <= self.element.bits <= 16,
                 "logarithmic codes have from 6 to 16 bits",
             ),
@@ -295,9 +346,24 @@ class Block:
                 "affine add_half = true needs rounding = 'toward_zero'",
             ),
             (
+                self.affine is None or self.affine.zero_point != "packed" or self.element.bits <= 4,
+                f"zero_point = 'packed' has room for 4 bits, and {self.element.name} has "
+                f"{self.element.bits}",
+            ),
+            (
+                self.logarithmic is None or self.logarithmic.octaves < (1 << self.element.bits) - 4,
+                f"a step between levels is below 2 octaves, which {self.element.bits} bits are too "
+                f"few for",
+            ),
+            (
                 self.eden is None
                 or (self.tensor_scale == "amax" and self.eden.group % self._columns == 0),
                 "[eden] needs tensor_scale = 'amax' and a group of whole tiles of one row",
+            ),
+            (
+                self.eden is None or self.eden.largest_scale <= self.scale_format.max,
+                f"[eden] has a largest_scale above {self.scale_format.max}, that of "
+                f"{self.scale_format.name}",
             ),
         )
 
@@ -337,6 +403,14 @@ class Block:
     def bits_per_element(self) -> float:
         """Bits of element and scale in full tiles; a scale that spans an axis counts nothing."""
         return self.element.bits + self.scale_bits_per_element
+
+
+def _has_one(fmt: Format) -> bool:
+    """Whether 1 is among a format's values."""
+    if fmt.table is not None:
+        return 1.0 in fmt.table
+    # Powers of two are, from the smallest positive value, which is one, to the largest.
+    return fmt.magnitude(0 if fmt.zero == "none" else 1) <= 1.0 <= fmt.max
 
 
 _RESOLVERS = {Format: get_format}

@@ -60,7 +60,8 @@ def cast(
 
     Raises:
       TypeError: x is not float32, bfloat16 or float16.
-      ValueError: an unknown name or mode, or an argument that does not apply.
+      ValueError: an unknown name or mode, or an argument that does not apply; under `jax.grad`, a
+        gradient with respect to `amax` or `smoothing`.
 
     Example:
       >>> cast(jnp.array([1.0, 0.3, -1000.0]), "float8_e4m3fn").tolist()

@@ -1,9 +1,16 @@
 """What a block does beside scaling, as values: codings other than scaled ones, and transforms."""
 
 import dataclasses
+import math
 from typing import Literal
 
+import numpy as np
+
+from lowprec.numerics.spec import check_spec
+
 Arithmetic = Literal["float32", "float16"]
+_MOST_OCTAVES = 107
+"""Below the smallest float32, 2^-149, so many fit into an int32 in units of 2^-23 octave."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,9 +61,14 @@ class Affine:
     offset_bits: int
 
     def __post_init__(self) -> None:
+        check_spec("affine", self)
+        largest = float(np.finfo(self.arithmetic).max)
         for holds, message in (
             (0 < self.clip_ratio <= 1, "clip_ratio must be above 0 and at most 1"),
-            (self.min_range >= 0 and self.min_scale >= 0, "min_range and min_scale must be >= 0"),
+            (
+                0 <= self.min_range <= largest and 0 <= self.min_scale <= largest,
+                f"min_range and min_scale must be from 0 to {largest}, {self.arithmetic}'s largest",
+            ),
             (
                 not self.fused or (self.zero_point != "integer" and self.arithmetic == "float32"),
                 "fused = true is for float32 arithmetic and no zero_point = 'integer'",
@@ -103,6 +115,17 @@ class Logarithmic:
     exp2_coefficients: tuple[int, ...]
     midpoint_coefficients: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        check_spec("logarithmic", self)
+        if not 1 <= self.octaves <= _MOST_OCTAVES:
+            raise ValueError(f"logarithmic: octaves = {self.octaves}; from 1 to {_MOST_OCTAVES}")
+        for name in ("log2", "exp2", "midpoint"):
+            given = getattr(self, f"{name}_coefficients")
+            if not given or any(not -(1 << 31) <= x < 1 << 31 for x in given):
+                raise ValueError(
+                    f"logarithmic: {name}_coefficients = {given}; one or more int32, constant first"
+                )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Eden:
@@ -123,6 +146,15 @@ class Eden:
     largest_scale: float
     scale_override: float
     weights: Literal["none", "scale"]
+
+    def __post_init__(self) -> None:
+        check_spec("eden", self)
+        if self.group < 1:
+            raise ValueError(f"eden: group = {self.group}; at least 1, a multiple of the tile")
+        for name in ("largest_scale", "scale_override"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"eden: {name} = {value}; finite and above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,9 +181,13 @@ class Transform:
     output: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
+        check_spec("transform", self)
         blocks = self.kind in ("hadamard", "orthogonal")
         for holds, message in (
-            (blocks == (self.size >= 1), "`hadamard` and `orthogonal` need size >= 1, others none"),
+            (
+                self.size >= 1 if blocks else self.size == 0,
+                "`hadamard` and `orthogonal` need size >= 1, others none",
+            ),
             (
                 self.kind != "hadamard" or self.size & (self.size - 1) == 0,
                 f"a hadamard transform's size is a power of two, not {self.size}",
@@ -169,6 +205,7 @@ class Transform:
                 (self.kind == "orthogonal") == (self.seed is not None),
                 "kind = 'orthogonal' and a seed go together",
             ),
+            (self.seed is None or self.seed >= 0, f"seed = {self.seed}; at least 0"),
             (self.kind == "smoothing" or not self.inverse, "inverse is for kind = 'smoothing'"),
         ):
             if not holds:

@@ -28,7 +28,7 @@ def code_rows(rows: list[list[float]], block: Block, words: list[list[int]]) -> 
     assert eden is not None
     width = block.tile[1]
     assert not isinstance(width, str)
-    clip = _rounded(Fraction(6) / Fraction(eden.scale_override))
+    clip = _rounded(Fraction(block.element.max) / Fraction(eden.scale_override))
     top = _rounded(Fraction(eden.largest_scale))
     largest = max(abs(x) for row in rows for x in row)
     tensor = _divide(_divide(largest, top), clip) if largest else 1.0

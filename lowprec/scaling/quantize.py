@@ -10,7 +10,13 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
-from lowprec.numerics.arguments import check_random, float_array, refuse_gradient
+from lowprec.numerics.arguments import (
+    check_random,
+    float_array,
+    real_array,
+    refuse_gradient,
+    refuse_gradient_of,
+)
 from lowprec.numerics.rounding import Rounding, is_stochastic
 from lowprec.scaling import affine, eden, logarithmic, transforms
 from lowprec.scaling.block import Block, get_block
@@ -37,8 +43,9 @@ def quantize(
     """Quantizes a tensor in tiles that share a scale.
 
     Zero tiles give zero codes, and -0 keeps its sign where the element has it, except where a
-    source divides 0 by 0: `nvfp4_jax` codes the NaN of a tile whose scale rounds to 0 as -0 (that
-    of -0 as 0), and in `nvfp4_torchao` and `nvfp4_modelopt` a tensor of zeros becomes NaN.
+    source divides 0 by 0: `nvfp4_jax` and `nvfp4_ue5m3` code the NaN of a tile whose scale rounds
+    to 0 as -0 (that of -0 as 0); in `nvfp4_torchao`, `nvfp4_modelopt` and `nvfp4_modelopt_g32` a
+    tensor of zeros becomes NaN, and a tile of zeros in every `fp8_*_torchao_inference`.
     Subnormals, of x and of the scales, are exact. A tile with Inf or NaN follows the block: MX
     blocks make the whole tile NaN. Ragged tiles at the end are tiles of what is left.
 
@@ -49,24 +56,28 @@ def quantize(
       block: a block by name, path or value.
       axis: the contraction axis, along which the tile's second size runs.
       amax: for static or delayed scaling, the largest magnitudes to scale by instead of the
-        measured ones, float32 >= 0: of the tensor (a scalar) or of its rows (the tensor shape
-        with 1 for `axis`) where the block has a tensor scale, else of the tiles (broadcastable to
-        the scales' shape). What lies above saturates.
+        measured ones, float32, finite and >= 0: of the tensor (a scalar) or of its rows (the tensor
+        shape with 1 for `axis`) where the block has a tensor scale, else of the tiles
+        (broadcastable to the scales' shape). What lies above saturates.
       rounding: of the elements; by default the block's.
       random_bits: for `stochastic`, an unsigned array of x's shape; for a block with [eden], of the
         scales' shape.
       signs: for a transform with signs = "given": +1 or -1, one an element of the transform's
-        block or of the axis; what is negative counts as -1.
-      smoothing: for a `smoothing` transform: positive factors, one a place along the axis.
+        block or of the axis.
+      smoothing: for a `smoothing` transform: finite factors above 0, one a place along the axis.
 
     Returns:
       A `QTensor`.
 
     Raises:
-      TypeError: x is not float32, bfloat16 or float16.
-      ValueError: an empty array, an axis out of range, a misshapen, missing or negative `amax` (a
-        traced one's sign is dropped), an unknown block or rounding, random bits missing or
-        superfluous. Under `jax.grad`: use `lowprec.cast`.
+      TypeError: x is not float32, bfloat16 or float16, `axis` is no integer, or `amax`, `signs` or
+        `smoothing` are no numbers.
+      ValueError: an empty array, an axis out of range, an unknown block or rounding, random bits
+        missing or superfluous; `amax`, `signs` or `smoothing` missing, misshapen or of other values
+        than those above. Traced ones have no values to look at: then what is negative counts as
+        -1 among signs, the sign of an `amax` is dropped, and Inf, NaN and factors of 0 go through
+        the arithmetic. Under `jax.grad`: use `lowprec.cast`; `amax` and `smoothing` have no
+        gradient there either, and raise.
 
     Source: the block's own citation, `lowprec show NAME`.
 
@@ -179,10 +190,11 @@ def check_coding(block: Block, rounding: Rounding | None, amax: ArrayLike | None
 
 def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: int) -> jax.Array:
     """Bits of the given largest magnitudes, in the shape of the scales or of the tensor scale."""
-    given = jnp.asarray(amax, jnp.float32)
-    # Under `jit` the sign is dropped, unseen.
-    if not isinstance(given, Tracer) and np.any(np.asarray(given) < 0):
-        raise ValueError(f"`amax` = {amax} is negative; it is the largest magnitude, at least 0")
+    given = real_array("amax", amax)
+    # Under `jit` the sign is dropped, unseen, and Inf and NaN make Inf and NaN.
+    if not isinstance(given, Tracer):
+        _check_amax(amax, np.asarray(given))
+    given = refuse_gradient_of("amax", "the largest magnitude to scale by", given)
     tiles = tile_shape(block, shape, axis)
     two_level = block.tensor_scale != "none"
     target = _tensor_shape(shape, axis, block) if two_level else scales_shape(shape, tiles)
@@ -195,6 +207,16 @@ def _static_amax(amax: ArrayLike, shape: tuple[int, ...], block: Block, axis: in
             f"{'the tensor scale' if two_level else 'the scales'}"
         )
     return float32.to_bits(jnp.broadcast_to(given, target)) & float32.MAGNITUDE
+
+
+def _check_amax(amax: ArrayLike, given: np.ndarray) -> None:
+    if np.any(given < 0):
+        raise ValueError(f"`amax` = {amax} is negative; it is the largest magnitude, at least 0")
+    if not np.all(np.isfinite(given)):
+        raise ValueError(
+            f"`amax` = {amax} is not finite as a float32; it is the largest magnitude, from 0 to "
+            f"{np.finfo(np.float32).max}"
+        )
 
 
 def _tensor_shape(shape: tuple[int, ...], axis: int, block: Block) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lowprec.numerics.arguments import whole_number
 from lowprec.scaling.block import Block
 
 
@@ -11,8 +12,10 @@ def normalise_axis(axis: int, ndim: int) -> int:
     """`axis` counted from the end, so that it stays right when `vmap` adds axes in front.
 
     Raises:
+      TypeError: `axis` is no integer.
       ValueError: the array has no such axis.
     """
+    axis = whole_number("axis", axis)
     if not -ndim <= axis < ndim:
         raise ValueError(f"`axis` = {axis} is out of range for an array with {ndim} axes")
     return axis - ndim if axis >= 0 else axis

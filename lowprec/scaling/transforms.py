@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.numerics import float32
+from lowprec.numerics.arguments import real_array, refuse_gradient_of
 from lowprec.numerics.codec import narrow
 from lowprec.scaling.addition import add, subtract, tree_sum
 from lowprec.scaling.codings import Transform
@@ -29,8 +31,10 @@ def vector_for(
     """The array that a transform of an axis of `length` takes, as float32, or None.
 
     Raises:
-      ValueError: an array is missing, superfluous or misshapen, or the axis is no whole number of
-        blocks long.
+      TypeError: an array holds no numbers; truth values are none.
+      ValueError: an array is missing, superfluous or misshapen, signs are not +1 and -1, factors
+        not finite and above 0 (of a traced array values are not looked at), or the axis is no whole
+        number of blocks long. Under `jax.grad`, with respect to the factors.
     """
     needs = None if transform is None else transform.needs
     for name, value in (("signs", signs), ("smoothing", smoothing)):
@@ -55,13 +59,28 @@ def vector_for(
             f"the block's transform needs `{needs}`, an array of "
             f"{' or '.join(map(str, sorted(wanted)))} numbers"
         )
-    array = jnp.asarray(given, jnp.float32)
+    array = real_array(needs, given)
     if array.shape not in {(count,) for count in wanted}:
         raise ValueError(
             f"`{needs}` has shape {array.shape}; it has "
             f"{' or '.join(map(str, sorted(wanted)))} numbers"
         )
-    return array
+    if not isinstance(array, Tracer):
+        _check_values(needs, np.asarray(array))
+    if needs == "signs":
+        return array
+    return refuse_gradient_of("smoothing", "the factors of the transform", array)
+
+
+def _check_values(needs: str, array: np.ndarray) -> None:
+    """Raises ValueError for what is no sign, or no factor."""
+    signs = needs == "signs"
+    wrong = np.abs(array) != 1 if signs else ~((array > 0) & np.isfinite(array))
+    if np.any(wrong):
+        raise ValueError(
+            f"`{needs}` holds {array[wrong][0]}; "
+            + ("use 1 and -1" if signs else "use finite float32 numbers above 0")
+        )
 
 
 def apply(

@@ -50,6 +50,17 @@ def u(*shape: int, dtype: Any = np.uint32) -> np.ndarray:
         ),
         ({"nan_code": 256}, ValueError, "`nan_code` = 256; float8_e4m3fn has the codes 0 to 255"),
         ({"nan_code": -1}, ValueError, "`nan_code` = -1"),
+        (
+            {"nan_code": 3.7},
+            TypeError,
+            "`nan_code` must be an integer, got 3.7 (float); use an int",
+        ),
+        ({"nan_code": True}, TypeError, "`nan_code` must be an integer, got True"),
+        (
+            {"rounding": "stochastic", "random_bits": u(3), "random_bit_count": 8.0},
+            TypeError,
+            "`random_bit_count` must be an integer, got 8.0 (float); use an int",
+        ),
     ],
 )
 def test_encode(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:

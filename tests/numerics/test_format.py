@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lowprec import catalogue
-from lowprec.numerics import Format, decode, encode, get_format, list_formats
+from lowprec.numerics import Format, decode, encode, get_format, list_formats, oracle
 from tests.helpers import FORMAT_NAMES, FORMATS, SMALL_FORMATS, WITHIN_FLOAT32
 
 GOOD: dict[str, Any] = {"name": "x", "exponent_bits": 4, "mantissa_bits": 3, "bias": 7}
@@ -85,6 +85,24 @@ def test_contradictory_tables(
     with pytest.raises(ValueError, match="format 'x'") as caught:
         Format(name="x", table=table, overflow_value=overflow_value)
     assert message in str(caught.value)
+
+
+def test_an_unsigned_table_has_no_negative_values() -> None:
+    with pytest.raises(ValueError, match="signed = false, and the table has negative values"):
+        Format(name="x", signed=False, table=(-1.0, 1.0))
+    assert not Format(name="x", signed=False, table=(0.5, 1.0)).signed
+    renamed = dataclasses.replace(Format(name="x", table=(0.5, 1.0)), name="y")
+    assert renamed == Format(name="y", table=(0.5, 1.0))
+
+
+def test_an_unsigned_table_sends_negatives_to_the_zero_that_stands_first() -> None:
+    for zeros in ((0.0, -0.0), (-0.0, 0.0)):
+        fmt = Format(name="x", table=(1.0, *zeros, 2.0))
+        assert (
+            not fmt.signed
+            and oracle.encode(-3.0, fmt, rounding="nearest_even", overflow="saturate") == 1
+        )
+        assert encode(jnp.float32(-3.0), fmt) == 1
 
 
 def test_a_table_reaches_from_2_to_the_minus_100_to_126() -> None:

@@ -1,5 +1,7 @@
 """The packed stream against one big Python integer: code j occupies bits [j*b, (j+1)*b)."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -120,8 +122,10 @@ def test_pack_errors(codes: np.ndarray, error: type[Exception], message: str) ->
         ),
         (np.zeros(3, np.uint8), 4, ValueError, "`packed` has 3 bytes .* need 2"),
         (np.uint8(3), 2, ValueError, "`packed` needs at least one axis"),
+        (np.zeros(0, np.uint8), -1, ValueError, "`size` = -1; it is the number of codes"),
+        (np.zeros(3, np.uint8), 6.0, TypeError, "`size` must be an integer, got 6.0"),
     ],
 )
-def test_unpack_errors(packed: np.ndarray, size: int, error: type[Exception], message: str) -> None:
+def test_unpack_errors(packed: np.ndarray, size: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         unpack(packed, "float4_e2m1fn", size)

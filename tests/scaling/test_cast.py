@@ -181,9 +181,7 @@ def test_a_cotangent_is_not_rounded() -> None:
     )
 
 
-def test_amax_and_second_derivatives_get_no_gradient() -> None:
-    slope = jax.grad(lambda amax: jnp.sum(cast(jnp.ones((1, 4)), "fp8_tensor", amax=amax)))
-    assert slope(jnp.float32(3.0)) == 0.0
+def test_second_derivatives_have_no_gradient_of_the_cast() -> None:
     cubed = lambda x: cast(x, "float8_e4m3fn") ** 3
     assert jax.grad(jax.grad(cubed))(jnp.float32(2.0)) == 12.0
 
