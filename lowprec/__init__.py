@@ -1,15 +1,23 @@
 """lowprec: bit-exact FP8, FP6 and FP4 numerics for JAX, from one number to whole GEMM recipes."""
 
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from lowprec import metrics as metrics
 from lowprec.engines import Engine as Engine
 from lowprec.engines import get_engine as get_engine
 from lowprec.engines import list_engines as list_engines
 from lowprec.engines import matmul as matmul
+from lowprec.gemm import Delayed as Delayed
 from lowprec.gemm import OperandPair as OperandPair
+from lowprec.gemm import Preparation as Preparation
+from lowprec.gemm import Prepared as Prepared
 from lowprec.gemm import Recipe as Recipe
 from lowprec.gemm import gemm as gemm
 from lowprec.gemm import get_recipe as get_recipe
+from lowprec.gemm import linear as linear
 from lowprec.gemm import list_recipes as list_recipes
+from lowprec.gemm import prepare as prepare
 from lowprec.numerics import Format as Format
 from lowprec.numerics import compiler_options as compiler_options
 from lowprec.numerics import decode as decode
@@ -24,5 +32,16 @@ from lowprec.scaling import cast as cast
 from lowprec.scaling import get_block as get_block
 from lowprec.scaling import list_blocks as list_blocks
 from lowprec.scaling import quantize as quantize
+
+if _TYPE_CHECKING:
+    from lowprec.study.ledger import ledger as ledger
+else:
+
+    def __getattr__(name: str) -> object:
+        """Studies, found when they are asked for: they read files, with packages of `report`."""
+        if name == "ledger":
+            return _importlib.import_module("lowprec.study.ledger").ledger
+        raise AttributeError(f"module 'lowprec' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"

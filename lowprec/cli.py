@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from lowprec import catalogue
+from lowprec.cli_ledger import LedgerCommand, run_ledger
 from lowprec.engines import get_engine
 from lowprec.engines.c_reference import c_reference, why_no_reference
 from lowprec.engines.vectors import write_vectors
@@ -174,7 +175,8 @@ Command = Annotated[
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Vectors, tyro.conf.subcommand("vectors")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
-    | Annotated[Identify, tyro.conf.subcommand("identify")],
+    | Annotated[Identify, tyro.conf.subcommand("identify")]
+    | Annotated[LedgerCommand, tyro.conf.subcommand("ledger")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -224,6 +226,8 @@ def _dispatch(command: Any, arguments: Sequence[str]) -> int:
             _probe(command)
         case Identify(a=a, b=b, out=out, c=c, scales=scales):
             print(identify_files(a, b, out, c=c, scales=scales))
+        case LedgerCommand():
+            run_ledger(command)
     return 0
 
 

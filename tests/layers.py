@@ -55,8 +55,9 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> dict[str, int]:
 
 
 def room(name: str) -> str:
-    """The room of a dotted module name; empty for the package itself."""
-    return [*name.split("."), ""][1]
+    """The room of a dotted module name, `cli` of `cli_ledger`; empty for the package itself."""
+    first = [*name.split("."), ""][1]
+    return "cli" if first.startswith("cli_") else first
 
 
 def violations(package: Path) -> list[str]:

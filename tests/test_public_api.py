@@ -54,6 +54,7 @@ CASES = (
     Case("dequantize", lambda x: q_of(x).dequantize(), X),
     Case("matmul", lambda x: lp.matmul(x, W, engine="fp32"), X),
     Case("gemm", lambda x: lp.gemm(x, W, "mxfp4", engine="fp32"), X),
+    Case("linear", lambda x: lp.linear(x, W, "mxfp4"), X),
 )
 QUICK = ("decode", "pack", "unpack")
 """Cases that are fast also without compilation."""
@@ -78,6 +79,7 @@ def eager(case: Case) -> Any:
 def test_every_name_is_public_on_purpose() -> None:
     assert {name for name in NAMES if inspect.ismodule(getattr(lp, name))} <= ROOMS | set(NAMES)
     promised = "encode decode cast pack unpack quantize matmul gemm QTensor Format Block Engine"
+    promised += " linear prepare Prepared Preparation"
     lists = "list_formats list_blocks list_engines list_recipes"
     gets = "get_format get_block get_engine get_recipe"
     assert {*promised.split(), *lists.split(), *gets.split(), "metrics", "Recipe"} <= set(NAMES)
@@ -90,14 +92,24 @@ def test_functions_are_documented_with_an_example(name: str) -> None:
     assert "lowprec" not in text.split("\n")[0]
 
 
-@pytest.mark.parametrize("name", ["Format", "Block", "Engine", "Recipe", "OperandPair", "QTensor"])
+VALUES = {
+    "OperandPair": lambda: lp.get_recipe("bf16").fprop,
+    "Preparation": lambda: lp.get_recipe("gptq_mxfp4").prepare,
+    "Prepared": lambda: lp.prepare(W, "mxfp4"),
+    "QTensor": lambda: q_of(jnp.ones((1, 2))),
+}
+
+
+@pytest.mark.parametrize("name", ["Format", "Block", "Engine", "Recipe", *VALUES])
 def test_classes_are_documented_frozen_values(name: str) -> None:
     cls = getattr(lp, name)
     assert inspect.getdoc(cls) and dataclasses.is_dataclass(cls)
     field = dataclasses.fields(cls)[0].name
-    value = {"OperandPair": lp.get_recipe("bf16").fprop, "QTensor": q_of(jnp.ones((1, 2)))}.get(
-        name
-    ) or getattr(lp, f"get_{name.lower()}")(getattr(lp, f"list_{name.lower()}s")()[0])
+    if name in VALUES:
+        value = VALUES[name]()
+    else:
+        first = getattr(lp, f"list_{name.lower()}s")()[0]
+        value = getattr(lp, f"get_{name.lower()}")(first)
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, field, None)
 

@@ -7,6 +7,7 @@ power of two too, so only one rounding to an integer is left.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,28 @@ from lowprec.numerics import float32
 Partials = list[tuple[jax.Array, int]]
 """int32 numbers and the power of two that each is worth: what an exact sum is kept in."""
 
+
+class Aligned(NamedTuple):
+    """A sum as aligned, before it is rounded: (high, low) * 2^unit, and `added`.
+
+    Attributes:
+      start: float32 bits, what the sum started from.
+      high, low: uint32 words of a signed 64-bit integer.
+      unit: int32.
+      added: float32 bits of an accumulator that joins exactly; 0 where the integer has it.
+      end: float32 bits of the rounded sum.
+    """
+
+    start: jax.Array
+    high: jax.Array
+    low: jax.Array
+    unit: jax.Array
+    added: jax.Array
+    end: jax.Array
+
+
+Record = list[Aligned]
+"""What steps put their sums into where someone asks for them; nothing is computed with it."""
 
 _WHOLE = 28
 """With so many fraction bits at most, an aligned term fits one int32."""

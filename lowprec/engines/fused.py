@@ -12,8 +12,10 @@ from jax import lax
 
 from lowprec.engines import wide
 from lowprec.engines.aligned import (
+    Aligned,
     Alignment,
     Partials,
+    Record,
     collect,
     collect_wide,
     power_of_two,
@@ -50,17 +52,19 @@ def instruction(
     tops: list[jax.Array],
     c: jax.Array,
     words: jax.Array | None,
+    record: Record | None = None,
 ) -> jax.Array:
     """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result.
 
-    `tops` are the largest exponents of the products of each part, (R, C).
+    `tops` are the largest exponents of the products of each part, (R, C). Every fused sum is put
+    into `record`, if there is one.
     """
     length = a.value.shape[0]
     total = jnp.zeros_like(c) if engine.accumulator == "separate" else c
     for turn, chosen in enumerate(parts(engine, length)):
         left, right = (at(x, chosen, length) for x in (a, b))
         drawn = None if words is None else words[turn]
-        total = step(engine, how, left, right, tops[turn], total, drawn)
+        total = step(engine, how, left, right, tops[turn], total, drawn, record)
     if engine.accumulator != "separate":
         return total
     total = float32.fused_multiply_add(jnp.full_like(c, float32.ONE), total, c)
@@ -86,13 +90,14 @@ def step(
     top: jax.Array,
     c: jax.Array,
     words: jax.Array | None,
+    record: Record | None = None,
 ) -> jax.Array:
     """One fused sum: its rounded bits, also where operands or c are not finite."""
     assert engine.fraction_bits is not None
     special = c if a.special is None else _with_specials(how, a, b, c)
     # What has no bits of its own does not disturb the arithmetic.
     c = jnp.where(c & float32.MAGNITUDE < float32.INFINITY, c, 0)
-    rounded = _finite(engine, how, a, b, top, c, words)
+    rounded = _finite(engine, how, a, b, top, c, words, record)
     return finish_specials(engine, special, rounded)
 
 
@@ -126,6 +131,7 @@ def _finite(
     top: jax.Array,
     c: jax.Array,
     words: jax.Array | None,
+    record: Record | None,
 ) -> jax.Array:
     bits, length = engine.fraction_bits, a.value.shape[0]
     assert bits is not None
@@ -148,7 +154,11 @@ def _finite(
         total = collect(partials, exponent - bits, bits + 2 + math.ceil(math.log2(length + 1)))
     else:
         total = wide.add_float32(collect_wide(partials), exponent - bits, c)
-    return round_sum(total, fmt, rounding, engine.zero_sign, words)
+    rounded = round_sum(total, fmt, rounding, engine.zero_sign, words)
+    if record is not None:
+        whole, added = collect_wide(partials), jnp.zeros_like(c) if early else c
+        record.append(Aligned(c, *whole, exponent - bits, added, rounded))
+    return rounded
 
 
 def align_accumulator(

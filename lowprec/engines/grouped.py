@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowprec.engines.aligned import Alignment, Partials, collect, power_of_two, to_integers
+from lowprec.engines.aligned import (
+    Aligned,
+    Alignment,
+    Partials,
+    Record,
+    collect,
+    collect_wide,
+    power_of_two,
+    to_integers,
+)
 from lowprec.engines.engine import Engine
 from lowprec.engines.fused import align_accumulator, finish_specials
 from lowprec.engines.register import round_sum
@@ -41,8 +50,13 @@ def take_apart_groups(bits: jax.Array, group: int, scale: jax.Array, exponent: j
     return Groups(float32.from_bits(bits), nonzero, scale, exponent)
 
 
-def step(engine: Engine, a: Groups, b: Groups, c: jax.Array) -> jax.Array:
-    """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result."""
+def step(
+    engine: Engine, a: Groups, b: Groups, c: jax.Array, record: Record | None = None
+) -> jax.Array:
+    """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result.
+
+    The sum is put into `record`, if there is one.
+    """
     assert engine.fraction_bits is not None and engine.group is not None
     finite = jnp.where(c & float32.MAGNITUDE < float32.INFINITY, c, 0)
     sums, exponents = zip(
@@ -63,6 +77,9 @@ def step(engine: Engine, a: Groups, b: Groups, c: jax.Array) -> jax.Array:
     partials += align_accumulator(value, own, exponent, align)
     total = collect(partials, exponent - engine.fraction_bits, 63)
     rounded = round_sum(total, engine.register_format, engine.output_rounding, engine.zero_sign)
+    if record is not None:
+        whole, unit = collect_wide(partials), exponent - engine.fraction_bits
+        record.append(Aligned(finite, *whole, unit, jnp.zeros_like(c), rounded))
     return finish_specials(engine, c, rounded)
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lowprec.engines import exact, fused, grouped, plain, two_step
+from lowprec.engines.aligned import Aligned, Record
 from lowprec.engines.engine import Engine
 from lowprec.engines.operands import Scales
 from lowprec.engines.register import round_sum
@@ -22,6 +24,8 @@ from lowprec.engines.tiling import Kernel, over_tiles
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format, get_format
 
+ALIGNING = ("fused", "grouped", "two_step")
+"""What aligns sums before it rounds them, as `aligned_sums` tells."""
 _STEP = 16
 """A step takes so many k at least."""
 
@@ -41,24 +45,71 @@ def compute(
     """
     if engine.accumulation == "exact":
         return _exact(engine, formats, a, b, c)
-    if engine.accumulation not in ("fused", "grouped", "two_step"):
+    if engine.accumulation not in ALIGNING:
         return plain.compute(engine, formats, a, b, c, key)
-    length = engine.instruction_length
-    assert length is not None
-    depth = a.shape[0] + -a.shape[0] % length
-    a, b = (jnp.pad(x, [(0, depth - x.shape[0]), (0, 0)]) for x in (a, b))
+    a, b = _whole_instructions(engine, a, b)
+    depth = a.shape[0]
     c = fused.into_output(engine, c)
     nan = (_nan(a)[:, None] | _nan(b)[None, :]) if _without_infinity(engine, formats) else None
     if scales is not None:
         of_scales = scales[0].nan.any(0)[:, None] | scales[1].nan.any(0)[None, :]
         nan = of_scales if nan is None else nan | of_scales
-        scales = _per_k(scales[0], engine, depth), _per_k(scales[1], engine, depth)
-    if engine.accumulation == "grouped":
-        kernel, operands = _grouped(engine, a, b, scales)
-    else:
-        kernel, operands = _fused(engine, formats, a, b, scales)
+    kernel, operands = _aligning(engine, formats, a, b, scales)
     out = over_tiles(kernel, depth, operands[0], operands[1], c, key)
     return out if nan is None else jnp.where(nan, fused.nan_bits(engine), out)
+
+
+def aligned_sums(
+    engine: Engine,
+    formats: tuple[Format | None, Format | None],
+    a: jax.Array,
+    b: jax.Array,
+    scales: tuple[Scales, Scales] | None,
+) -> Aligned:
+    """Every sum on the way of `compute` from c = 0, in order: leaves (sums, M, N).
+
+    The engine is one that aligns, and does not round stochastically; all that is finite.
+    """
+    a, b = _whole_instructions(engine, a, b)
+    length, record = engine.instruction_length, []
+    assert length is not None
+    kernel, operands = _aligning(engine, formats, a, b, scales, record)
+    count = a.shape[0] // length
+    cut = lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:])
+    left, right = jax.tree.map(cut, operands)
+
+    def step(c: jax.Array, given: Any) -> tuple[jax.Array, Aligned]:
+        record.clear()
+        c = kernel.step(c, *given, None)
+        return c, jax.tree.map(lambda *sums: jnp.stack(sums), *record)
+
+    start = jnp.zeros((a.shape[1], b.shape[1]), jnp.uint32)
+    sums = lax.scan(step, start, (left, right, kernel.before(left, right)))[1]
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), sums)
+
+
+def _whole_instructions(engine: Engine, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both operands with zeros along K up to the end of an instruction."""
+    length = engine.instruction_length
+    assert length is not None
+    missing = -a.shape[0] % length
+    return jnp.pad(a, [(0, missing), (0, 0)]), jnp.pad(b, [(0, missing), (0, 0)])
+
+
+def _aligning(
+    engine: Engine,
+    formats: tuple[Format | None, Format | None],
+    a: jax.Array,
+    b: jax.Array,
+    scales: tuple[Scales, Scales] | None,
+    record: Record | None = None,
+) -> tuple[Kernel, Any]:
+    """The kernel of an engine that aligns, and its operands, of whole instructions."""
+    if scales is not None:
+        scales = _per_k(scales[0], engine, a.shape[0]), _per_k(scales[1], engine, a.shape[0])
+    if engine.accumulation == "grouped":
+        return _grouped(engine, a, b, scales, record)
+    return _fused(engine, formats, a, b, scales, record)
 
 
 def _without_infinity(engine: Engine, formats: tuple[Format | None, Format | None]) -> bool:
@@ -98,6 +149,7 @@ def _fused(
     a: jax.Array,
     b: jax.Array,
     scales: tuple[Scales, Scales] | None,
+    record: Record | None,
 ) -> tuple[Kernel, Any]:
     through = engine.through
     first, second = ((through or fmt) for fmt in formats)
@@ -121,7 +173,7 @@ def _fused(
     kernel = Kernel(
         engine.instruction_length * together,
         lambda c: c,
-        functools.partial(_fused_step, engine, how),
+        functools.partial(_fused_step, engine, how, record),
         lambda c: c,
         functools.partial(_tops, engine, how),
     )
@@ -131,6 +183,7 @@ def _fused(
 def _fused_step(
     engine: Engine,
     how: Reading,
+    record: Record | None,
     c: jax.Array,
     a: Terms,
     b: Terms,
@@ -148,10 +201,10 @@ def _fused_step(
         parts = len(tops) // (depth // length)
         own = tops[index * parts : (index + 1) * parts]
         if engine.accumulation == "two_step":
-            c = two_step.step(engine, how, left, right, own, c)
+            c = two_step.step(engine, how, left, right, own, c, record)
         else:
             drawn = None if words is None else words[index]
-            c = fused.instruction(engine, how, left, right, own, c, drawn)
+            c = fused.instruction(engine, how, left, right, own, c, drawn, record)
     return c
 
 
@@ -176,7 +229,11 @@ def _slice(x: Terms, here: slice, index: int, count: int) -> Terms:
 
 
 def _grouped(
-    engine: Engine, a: jax.Array, b: jax.Array, scales: tuple[Scales, Scales] | None
+    engine: Engine,
+    a: jax.Array,
+    b: jax.Array,
+    scales: tuple[Scales, Scales] | None,
+    record: Record | None,
 ) -> tuple[Kernel, Any]:
     assert engine.group is not None and engine.instruction_length is not None
     operands = []
@@ -190,7 +247,7 @@ def _grouped(
     kernel = Kernel(
         engine.instruction_length,
         lambda c: c,
-        lambda c, a, b, known, key: grouped.step(engine, a, b, c),
+        lambda c, a, b, known, key: grouped.step(engine, a, b, c, record),
         lambda c: c,
     )
     return kernel, operands

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lowprec.engines import wide
-from lowprec.engines.aligned import Alignment, sum_of, sum_products
+from lowprec.engines.aligned import Aligned, Alignment, Record, sum_of, sum_products
 from lowprec.engines.engine import Engine
 from lowprec.engines.fused import at, finish_specials
 from lowprec.engines.fused import parts as fused_parts
@@ -18,24 +18,34 @@ from lowprec.numerics import float32
 
 
 def step(
-    engine: Engine, how: Reading, a: Terms, b: Terms, tops: list[jax.Array], c: jax.Array
+    engine: Engine,
+    how: Reading,
+    a: Terms,
+    b: Terms,
+    tops: list[jax.Array],
+    c: jax.Array,
+    record: Record | None = None,
 ) -> jax.Array:
     """Products over (L, R) x (L, C) and c, float32 bits (R, C), to the bits of the result.
 
-    `special` of the operands holds their values: a product beyond float32's range counts as Inf.
+    The sum, cut downwards for the last time, is put into `record`, if there is one. `special` of
+    the operands holds their values: a product beyond float32's range counts as Inf.
     """
     assert a.special is not None and b.special is not None
     products = [a.special[k][:, None] * b.special[k][None, :] for k in range(a.special.shape[0])]
     terms = [float32.from_bits(c), *products]
     special = sum_of([jnp.where(jnp.isfinite(x), 0, x) for x in terms])
     finite = jnp.where(c & float32.MAGNITUDE < float32.INFINITY, c, 0)
-    rounded = _finite(engine, how, a, b, tops, finite)
+    cut, unit, rounded = _finite(engine, how, a, b, tops, finite)
+    if record is not None:
+        record.append(Aligned(finite, *cut, unit, jnp.zeros_like(c), rounded))
     return finish_specials(engine, float32.to_bits(special), rounded)
 
 
 def _finite(
     engine: Engine, how: Reading, a: Terms, b: Terms, tops: list[jax.Array], c: jax.Array
-) -> jax.Array:
+) -> tuple[wide.Wide, jax.Array, jax.Array]:
+    """The sum as cut, in units of 2^unit, that unit, and its rounded bits."""
     bits, more = engine.fraction_bits, engine.second_fraction_bits
     assert bits is not None and more is not None
     products, top = _products(engine, how, a, b, tops)
@@ -74,12 +84,16 @@ def _products(
     return sum_of([x >> jnp.clip(top - own, 0, 31) for x, own in parts]), top
 
 
-def _rounded_down(engine: Engine, total: wide.Wide, unit: jax.Array) -> jax.Array:
-    """total * 2^unit cut downwards to second_fraction_bits, then rounded to the register."""
+def _rounded_down(
+    engine: Engine, total: wide.Wide, unit: jax.Array
+) -> tuple[wide.Wide, jax.Array, jax.Array]:
+    """total * 2^unit cut downwards to second_fraction_bits, its unit, and rounded."""
     assert engine.second_fraction_bits is not None
     _, high, low = wide.sign_and_size(total)
     leading = unit + 63 - wide.leading_zeros(high, low)
     leading = jnp.maximum(leading, engine.output.min_exponent)
     drop = jnp.maximum(leading - engine.second_fraction_bits - unit, 0)
-    cut: Sum = wide.to_sum(wide.shift_right(total, drop), unit + drop)
-    return round_sum(cut, engine.register_format, engine.output_rounding, engine.zero_sign)
+    cut, unit = wide.shift_right(total, drop), unit + drop
+    read: Sum = wide.to_sum(cut, unit)
+    fmt, rounding = engine.register_format, engine.output_rounding
+    return cut, unit, round_sum(read, fmt, rounding, engine.zero_sign)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import check_computable, check_shapes, nameless
 from lowprec.gemm.operand import (
+    Matrix,
     Operand,
     earlier_copies,
     mean_amax,
@@ -27,11 +28,12 @@ from lowprec.numerics.codec import float_array, narrow
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import check_choice, is_stochastic
 from lowprec.scaling.block import Block
+from lowprec.scaling.qtensor import QTensor
 
 
 def gemm(
     a: ArrayLike,
-    b: ArrayLike,
+    b: ArrayLike | QTensor,
     recipe: str | Recipe,
     *,
     role: Role = "fprop",
@@ -50,7 +52,8 @@ def gemm(
     Args:
       a: (..., M, K) float32, bfloat16 or float16: x, dy or x^T.
       b: (..., K, N): w, w^T or dy, already transposed. A matrix b takes all rows of a as one
-        tensor; with batch axes each member is quantized alone.
+        tensor; with batch axes each member is quantized alone. Or a matrix as it was quantized
+        before, by the role's block along K (axis -2): its codes are multiplied, it has no gradient.
       recipe: a recipe by name, path or value.
       role: `fprop`, `dgrad` or `wgrad`: which of the recipe's operand pairs applies.
       engine: in place of the recipe's.
@@ -64,8 +67,8 @@ def gemm(
 
     Raises:
       TypeError: an operand is not float32, bfloat16 or float16.
-      ValueError: shapes that do not fit, an empty operand, an unknown name, or a stochastic recipe
-        without `key`.
+      ValueError: shapes that do not fit, an empty operand, an unknown name, a stochastic recipe
+        without `key`, or one with delayed scaling, whose history `linear` takes.
 
     Example:
       >>> gemm(jnp.ones((2, 128)), jnp.ones((128, 1)), "mxfp8")
@@ -75,7 +78,8 @@ def gemm(
     whole = get_recipe(recipe)
     check_choice("role", role, ROLES)
     chosen = _chosen(whole.in_role(role), engine, promote_every, order, out_dtype)
-    a, b = float_array("a", a), float_array("b", b)
+    a = float_array("a", a)
+    b = _checked(b, chosen, role) if isinstance(b, QTensor) else float_array("b", b)
     batch = check_shapes(a.shape, b.shape)
     if whole.stochastic and key is None:
         raise ValueError(
@@ -84,7 +88,7 @@ def gemm(
         )
     if not batch:
         return _gemm(chosen, role, a, b, key)
-    if b.ndim == 2:
+    if isinstance(b, QTensor) or b.ndim == 2:
         out = _gemm(chosen, role, a.reshape(-1, a.shape[-1]), b, key)
         return out.reshape(*batch, a.shape[-2], b.shape[-1])
     return _batched(chosen, role, a, b, batch, key)
@@ -110,13 +114,36 @@ def _chosen(
             raise ValueError(f"`out_dtype` = {name}; use float32, bfloat16 or float16")
         changes["output"] = get_format(name)
     chosen = dataclasses.replace(recipe, **changes)
-    check_computable(chosen.engine)
-    if is_stochastic(chosen.engine.output_rounding):
+    check_engine(chosen.engine)
+    return chosen
+
+
+def check_engine(engine: Engine) -> None:
+    """ValueError for an engine that nothing can be computed with, or not without a key."""
+    check_computable(engine)
+    if is_stochastic(engine.output_rounding):
         raise ValueError(
-            f"engine {chosen.engine.name!r} rounds stochastically, for which `gemm` has no key to "
+            f"engine {engine.name!r} rounds stochastically, for which `gemm` has no key to "
             f"give; lp.matmul(..., key=) has"
         )
-    return chosen
+
+
+def _checked(b: QTensor, recipe: Recipe, role: Role) -> QTensor:
+    """ValueError unless a quantized matrix is what the recipe would make of its second operand."""
+    pair = getattr(recipe, role)
+    if b.block != pair.b or b.axis != -2 or len(b.shape) != 2:
+        raise ValueError(
+            f"`b` is quantized as {b.block.name} along axis {b.axis} of {b.shape}; {role}.b of "
+            f"recipe {recipe.name!r} is {pair.b.name}, a matrix along axis -2"
+        )
+    sizes = [x.transform.size for x in (pair.a, pair.b) if isinstance(x, Block) and x.transform]
+    if pair.b_from is not None or any(size and b.shape[0] % size for size in sizes):
+        raise ValueError(
+            f"`b` is quantized already; {role}.b of recipe {recipe.name!r} starts from another "
+            f"copy, or its {b.shape[0]} rows are no whole blocks of the recipe's transforms: pass "
+            f"a float matrix"
+        )
+    return b
 
 
 def _batched(
@@ -139,12 +166,12 @@ def _batched(
 
 
 def _gemm(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array | QTensor, key: jax.Array | None
 ) -> jax.Array:
     """Two matrices; the gradient leaves the key alone."""
 
     @jax.custom_jvp
-    def straight_through(a: jax.Array, b: jax.Array) -> jax.Array:
+    def straight_through(a: jax.Array, b: jax.Array | QTensor) -> jax.Array:
         return _forward(recipe, role, a, b, key)
 
     @straight_through.defjvp
@@ -154,6 +181,8 @@ def _gemm(
             jnp.matmul, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
         )
         out = straight_through(a, b)
+        if isinstance(b, QTensor):
+            return out, wide(da.astype(jnp.float32), b.dequantize()).astype(out.dtype)
         a, b, da, db = (x.astype(jnp.float32) for x in (a, b, da, db))
         return out, (wide(da, b) + wide(a, db)).astype(out.dtype)
 
@@ -161,7 +190,7 @@ def _gemm(
 
 
 def _forward(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array | QTensor, key: jax.Array | None
 ) -> jax.Array:
     # Three programs outside a caller's `jit`: recipes share those that are the same.
     summed = summation(recipe, role)
@@ -170,12 +199,26 @@ def _forward(
 
 
 def to_prepare(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array, key: jax.Array | None
+    recipe: Recipe,
+    role: Role,
+    a: Matrix,
+    b: Matrix,
+    key: jax.Array | None,
+    history: tuple[jax.Array, jax.Array] | None = None,
 ) -> list[dict[str, Any]]:
-    """The arguments of `prepare_operand` for both operands; those in `STATIC` are no arrays."""
+    """The arguments of `prepare_operand` for both operands; those in `STATIC` are no arrays.
+
+    `history` is what operands with amax = "history" are scaled by.
+    """
+    if recipe.prepare is not None and role == "fprop":
+        raise ValueError(
+            f"recipe {recipe.name!r} prepares its weight, and this one was not: take "
+            f"lowprec.prepare(w, {recipe.name!r}, calibration=...).product(x), or to multiply the "
+            f"weight as it is, dataclasses.replace(recipe, prepare=None)"
+        )
     pair = getattr(recipe, role)
     a, b = earlier_copies(a, b, pair)
-    means = mean_amax(a, pair.a, -1), mean_amax(b, pair.b, -2)
+    amaxes = _amaxes(recipe, pair, a, b, history)
     whole = whole_transforms(a, b, pair)
     keys = (None, None) if key is None else jax.random.split(key)
     return [
@@ -191,9 +234,32 @@ def to_prepare(
             "amax": amax,
         }
         for x, target, axis, own, amax in zip(
-            whole, (pair.a, pair.b), (-1, -2), keys, means, strict=True
+            whole, (pair.a, pair.b), (-1, -2), keys, amaxes, strict=True
         )
     ]
+
+
+def _amaxes(
+    recipe: Recipe,
+    pair: OperandPair,
+    a: Matrix,
+    b: Matrix,
+    history: tuple[jax.Array, jax.Array] | None,
+) -> list[jax.Array | None]:
+    """What each operand's block is scaled by, where it does not measure that itself."""
+    found: list[jax.Array | None] = []
+    sides = (a, pair.a, pair.a_amax, -1), (b, pair.b, pair.b_amax, -2)
+    for i, (x, target, source, axis) in enumerate(sides):
+        if isinstance(x, QTensor) or source != "history":
+            found.append(None if isinstance(x, QTensor) else mean_amax(x, target, axis))
+            continue
+        if history is None:
+            raise ValueError(
+                f"recipe {recipe.name!r} scales by magnitudes of earlier steps, which one product "
+                f"does not know: use lowprec.linear(x, w, {recipe.name!r}, amax_history=...)"
+            )
+        found.append(history[i])
+    return found
 
 
 STATIC = ("target", "place", "axis", "scale_block", "turned")
@@ -215,9 +281,9 @@ def summation(recipe: Recipe, role: Role) -> Recipe:
     plain, engine = OperandPair(a=first, b=second), nameless(recipe.engine)
     if engine.scale_formats:
         engine = dataclasses.replace(engine, scale_formats=(_block_scale_format(recipe, pair),))
-    return dataclasses.replace(
-        recipe, name="", engine=engine, fprop=plain, dgrad=plain, wgrad=plain
-    )
+    plain_pairs = {"fprop": plain, "dgrad": plain, "wgrad": plain}
+    unused: dict[str, Any] = {"name": "", "delayed": None, "prepare": None}
+    return dataclasses.replace(recipe, engine=engine, **unused, **plain_pairs)
 
 
 def _multiplied(recipe: Recipe, target: Format | Block) -> Format:

@@ -19,6 +19,9 @@ from lowprec.scaling.quantize import quantize
 from lowprec.scaling.tiles import scales_shape, spread, tile_shape, tiles_of
 from lowprec.scaling.transforms import mean
 
+Matrix = jax.Array | QTensor
+"""A matrix, or one as its block quantized it along its contraction axis."""
+
 
 class Operand(NamedTuple):
     """A matrix whose product is scaled later.
@@ -38,7 +41,7 @@ class Operand(NamedTuple):
 
 
 def prepare_operand(
-    x: jax.Array,
+    x: Matrix,
     target: Format | Block,
     place: ScalePlace,
     *,
@@ -54,12 +57,17 @@ def prepare_operand(
     The QTensor beside the operand is what its values come from; None for a plain format. With
     `place` = "engine" scales are left as codes, one for every `scale_block` elements along K. A
     transform is undone, unless the values are to stay `turned`; `signs` are those of one that takes
-    them, and `amax` what a block for given ones is scaled by.
+    them, and `amax` what a block for given ones is scaled by. An `x` that is quantized already is
+    taken as it is.
     """
     if isinstance(target, Format):
+        assert not isinstance(x, QTensor)
         return Operand(_plain(x, target)), None
-    words = random_words(x.shape, target, axis, key)
-    q = quantize(x, target, axis=axis, random_bits=words, signs=signs, amax=amax)
+    if isinstance(x, QTensor):
+        q = x
+    else:
+        words = random_words(x.shape, target, axis, key)
+        q = quantize(x, target, axis=axis, random_bits=words, signs=signs, amax=amax)
     if target.transform is not None and not turned:
         return Operand(q.dequantize()), q
     tensor = None if q.tensor_scale is None else float32.to_bits(q.tensor_scale)
@@ -104,11 +112,13 @@ def random_signs(target: Format | Block, key: jax.Array | None) -> jax.Array | N
     return jax.random.rademacher(third, (transform.size,), jnp.float32)
 
 
-def earlier_copies(a: jax.Array, b: jax.Array, pair: OperandPair) -> tuple[jax.Array, jax.Array]:
+def earlier_copies(a: Matrix, b: Matrix, pair: OperandPair) -> tuple[Matrix, Matrix]:
     """Both matrices as the copies of other roles hold them, where the pair starts from those."""
     if pair.a_from is not None:
+        assert not isinstance(a, QTensor)
         a = _copy(a, pair.a_from, -2)
     if pair.b_from is not None:
+        assert not isinstance(b, QTensor)
         b = _copy(b, pair.b_from, -1)
     return a, b
 
@@ -140,12 +150,13 @@ def _mean_magnitude(x: jax.Array, target: Block, axis: int) -> jax.Array:
     return mean(magnitudes, axis % x.ndim)
 
 
-def whole_transforms(a: jax.Array, b: jax.Array, pair: OperandPair) -> tuple[jax.Array, jax.Array]:
+def whole_transforms(a: Matrix, b: Matrix, pair: OperandPair) -> tuple[Matrix, Matrix]:
     """Both matrices with zeros along K up to whole blocks of their transforms."""
     sizes = [x.transform.size for x in (pair.a, pair.b) if isinstance(x, Block) and x.transform]
     missing = -a.shape[1] % math.lcm(*(size or 1 for size in sizes))
     if not missing:
         return a, b
+    assert not isinstance(a, QTensor) and not isinstance(b, QTensor)
     return jnp.pad(a, [(0, 0), (0, missing)]), jnp.pad(b, [(0, missing), (0, 0)])
 
 

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from lowprec import catalogue
 from lowprec.engines.engine import Engine, get_engine
+from lowprec.gemm.preparation import Preparation
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import is_stochastic
+from lowprec.numerics.spec import check_spec
 from lowprec.scaling.block import Block, get_block, get_format_or_block
 
 Role = Literal["fprop", "dgrad", "wgrad"]
@@ -27,7 +29,8 @@ class OperandPair:
         axis: the copy that another role multiplies, from which this one starts. None starts from
         the operand as it is.
       a_amax, b_amax: what a block with amax_source = "given" is scaled by: `mean`, the mean
-        magnitude of a tile, which spans K.
+        magnitude of a tile, which spans K; `history`, the largest magnitude that the tensor had in
+        earlier steps, as the recipe's [delayed] says and `linear` remembers.
       engine, promote_every, scales, output: in place of the recipe's.
     """
 
@@ -35,14 +38,15 @@ class OperandPair:
     b: Format | Block
     a_from: Format | Block | None = None
     b_from: Format | Block | None = None
-    a_amax: Literal["mean"] | None = None
-    b_amax: Literal["mean"] | None = None
+    a_amax: Literal["mean", "history"] | None = None
+    b_amax: Literal["mean", "history"] | None = None
     engine: Engine | None = None
     promote_every: int | None = None
     scales: ScalePlace | None = None
     output: Format | None = None
 
     def __post_init__(self) -> None:
+        check_spec("operands", self)
         for side in ("a", "b"):
             copy, found = getattr(self, f"{side}_from"), getattr(self, f"{side}_amax")
             if isinstance(copy, Block) and (draws(copy) or copy.transform):
@@ -53,9 +57,12 @@ class OperandPair:
             static = [x for x in (getattr(self, side), copy) if takes_amax(x)]
             if bool(static) != (found is not None):
                 raise ValueError(
-                    f"{side}_amax = 'mean' and a block with amax_source = 'given' go together; "
-                    f"{side} is {getattr(self, side).name}"
+                    f"{side}_amax = {found or 'mean'!r} and a block with amax_source = 'given' go "
+                    f"together; {side} is {getattr(self, side).name}"
                 )
+            if found == "history":
+                _check_history(side, getattr(self, side), copy)
+                continue
             for block in static:
                 if block.tile not in (("all", "all"), (1, "all")):
                     raise ValueError(
@@ -78,6 +85,24 @@ class OperandPair:
         if a is None or b is None or a.kind not in ("hadamard", "orthogonal"):
             return False
         return dataclasses.replace(a, output=b.output) == b
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Delayed:
+    """Delayed scaling: how the largest magnitudes of earlier steps become the next step's scale.
+
+    Attributes:
+      algorithm: `max`: the largest of the history; `most_recent`: the last one.
+      margin: scales leave so many powers of two above the largest magnitude.
+    """
+
+    algorithm: Literal["max", "most_recent"] = "max"
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        check_spec("delayed", self)
+        if not -64 <= self.margin <= 64:
+            raise ValueError(f"margin = {self.margin}; from -64 to 64")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +130,9 @@ class Recipe:
         `engine`, as block scales of its own. One that takes block scales is handed them whatever
         stands here. Tensor scales multiply the output.
       output: the format of the result.
+      delayed: what becomes of the history, where an operand is scaled by it; needs `linear`.
+      prepare: what fprop's weight is taken through first, by `lowprec.prepare`; a product of a
+        weight as it is is then refused.
     """
 
     name: str
@@ -117,9 +145,19 @@ class Recipe:
     scales: ScalePlace = "operands"
     order: str = "sequential"
     output: Format
+    delayed: Delayed | None = None
+    prepare: Preparation | None = None
 
     def __post_init__(self) -> None:
+        check_spec(f"recipe {self.name!r}", self)
         split_of(self.order)
+        if self.prepare is not None:
+            self._check_prepare(self.prepare)
+        if self.takes_history and self.delayed is None:
+            raise ValueError(
+                f"recipe {self.name!r}: an operand with amax = 'history' needs a table [delayed], "
+                f"such as algorithm = 'max'"
+            )
         if self.output.name not in ("float32", "bfloat16", "float16"):
             raise ValueError(
                 f"recipe {self.name!r}: output must be float32, bfloat16 or float16, "
@@ -147,6 +185,18 @@ class Recipe:
                 self._check_place(role, side)
             if own_settings(getattr(self, role)):
                 self.in_role(role)
+
+    def _check_prepare(self, preparation: Preparation) -> None:
+        pair = self.fprop
+        if pair.b_from is not None or pair.b_amax is not None:
+            raise ValueError(
+                f"recipe {self.name!r}: [prepare] starts from the weight as it is; leave out "
+                f"fprop's b_from and b_amax"
+            )
+        try:
+            preparation.check_weight(pair.b)
+        except ValueError as error:
+            raise ValueError(f"recipe {self.name!r}: {error}") from None
 
     def _check_place(self, role: Role, side: str) -> None:
         pair = getattr(self, role)
@@ -202,6 +252,26 @@ class Recipe:
         """Whether anything is drawn at random for any operand, which takes a `key`."""
         operands = [getattr(getattr(self, role), side) for role in ROLES for side in ("a", "b")]
         return any(isinstance(x, Block) and draws(x) for x in operands)
+
+    @property
+    def takes_history(self) -> bool:
+        """Whether an operand is scaled by its history, for which `linear` has `amax_history`."""
+        pairs = [getattr(self, role) for role in ROLES]
+        return any("history" in (pair.a_amax, pair.b_amax) for pair in pairs)
+
+
+def _check_history(side: str, operand: Any, copy: Format | Block | None) -> None:
+    """Raises ValueError unless one number scales the operand, and only the operand."""
+    if takes_amax(copy):
+        raise ValueError(
+            f"{side}_amax = 'history' is of the operand itself, and {side}_from = "
+            f"{getattr(copy, 'name', '')} takes an amax of its own; use another block there"
+        )
+    if operand.tile != ("all", "all") and operand.tensor_scale != "amax":
+        raise ValueError(
+            f"{side}_amax = 'history' needs tiles of whole tensors or tensor_scale = 'amax', and "
+            f"{operand.name} has tiles {operand.tile}"
+        )
 
 
 def takes_amax(operand: Format | Block | None) -> bool:

@@ -43,7 +43,7 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
         scales = (left.block_scales, right.block_scales)
         return _engine_sum(left.values, right.values, None, recipe.engine, formats, scales)
     depth = left.values.shape[1]
-    length = every or _least_step(recipe.engine)
+    length = every or least_step(recipe.engine)
     steps = -(-depth // length)
     shape = (left.values.shape[0], right.values.shape[1])
     if every is None and recipe.order.startswith("split_k"):
@@ -71,7 +71,7 @@ def _format(target: Format | Block) -> Format:
     return target.element if isinstance(target, Block) else target
 
 
-def _least_step(engine: Engine) -> int:
+def least_step(engine: Engine) -> int:
     """Whole instructions, of 32 k at least: where a sum may be cut."""
     length = math.lcm(engine.instruction_length or 1, engine.scale_block or 1)
     return length * -(-_STEP // length)

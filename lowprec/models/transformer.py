@@ -6,17 +6,20 @@ every recipe it tries. Every matrix product with a weight goes through one hook,
 where a low-precision recipe takes the place of the default product.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowprec.models.parameters import Parameters, TransformerConfig
+from lowprec.models.parameters import Parameters, TransformerConfig, linear_shapes
 
 Linear = Callable[[jax.Array, jax.Array], jax.Array]
 """`linear(x, w) -> y` with x (batch, tokens, in), w (in, out) and y (batch, tokens, out)."""
+
+StatefulLinear = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""`Linear` that is also handed what its weight has beside it: a key, a history of magnitudes."""
 
 NamedLinear = Callable[[str, jax.Array, jax.Array], jax.Array]
 """`Linear` that is also told which weight it multiplies with, such as `attention.q`."""
@@ -140,8 +143,9 @@ def forward(
     tokens: jax.Array,
     config: TransformerConfig,
     *,
-    linear: Linear | None = None,
+    linear: Linear | StatefulLinear | None = None,
     quantize_head: bool = False,
+    states: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """Next-byte logits, (batch, tokens, vocabulary) float32; logits[:, t] follow tokens[:, :t + 1].
 
@@ -150,8 +154,13 @@ def forward(
       tokens: (batch, tokens) integers below `config.vocabulary`.
       config: the shape of the model; a static argument under `jit`.
       linear: replaces the product of every linear layer; the default is `bfloat16_linear`. Its
-        result is cast to float32, as are the residual stream, the norms and the softmax.
+        result is cast to float32, as are the residual stream, the norms and the softmax. To train
+        under a recipe, pass one with a gradient: `lambda x, w: lowprec.linear(x, w, "mxfp8")`.
       quantize_head: whether the output head goes through `linear` too.
+      states: what each weight's product is handed as a third argument, by the names of
+        `linear_shapes`, such as `attention.q`, and `head` where that is quantized: any pytree, each
+        array with a leading axis of the layers (the head's without). Keys of stochastic recipes
+        and histories of delayed scaling go here; a gradient with respect to it is one of each.
 
     Raises:
       TypeError: tokens are not integers.
@@ -168,15 +177,20 @@ def forward(
     check_tokens(tokens, config)
     product = bfloat16_linear if linear is None else linear
 
-    def layer(stream: jax.Array, weights: Parameters) -> tuple[jax.Array, None]:
-        named: NamedLinear = lambda name, x, w: product(x, w).astype(jnp.float32)
+    def layer(stream: jax.Array, slices: Any) -> tuple[jax.Array, None]:
+        weights, beside = slices
+        named: NamedLinear = lambda name, x, w: product(x, w, *beside[name]).astype(jnp.float32)
         return apply_layer(stream, weights, config, named), None
 
+    # As tuples: nothing, or one argument more.
+    beside = {name: () if states is None else (states[name],) for name in linear_shapes(config)}
     stream = params["embedding"][tokens].astype(jnp.float32)
-    stream, _ = jax.lax.scan(layer, stream, params["layers"])
+    stream, _ = jax.lax.scan(layer, stream, (params["layers"], beside))
     stream = rms_norm(stream, params["final_norm"], config.norm_epsilon)
-    head = product if quantize_head else bfloat16_linear
-    return head(stream, params["head"]).astype(jnp.float32)
+    if not quantize_head:
+        return bfloat16_linear(stream, params["head"]).astype(jnp.float32)
+    last = () if states is None else (states["head"],)
+    return product(stream, params["head"], *last).astype(jnp.float32)
 
 
 def check_tokens(tokens: jax.Array, config: TransformerConfig) -> None:

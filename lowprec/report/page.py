@@ -15,6 +15,7 @@ from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
+from lowprec.report.ledger import read_ledger
 from lowprec.report.proof import read_proof
 from lowprec.report.results import SCHEMAS, Results
 from lowprec.report.section import Section
@@ -36,10 +37,10 @@ def write_report(results: Results, out: Path) -> Path:
 
     The directory is made where it is missing, its parent is not. Where it has a folder `formats`
     or `accumulation`, with what `lowprec.report.formats.write_formats` or
-    `lowprec.report.accumulation.write_accumulation` wrote, or `proof` or `throughput` with the
-    tables of `lowprec.report.proof` or `lowprec.report.engine_speed`, the page has a section of it.
-    The same results give the same bytes in every file; measured times are in `timings.*` and in
-    tables of the page alone.
+    `lowprec.report.accumulation.write_accumulation` wrote, or `proof`, `ledger` or `throughput`
+    with the tables of `lowprec.report.proof`, `lowprec.report.ledger` or
+    `lowprec.report.engine_speed`, the page has a section of it. The same results give the same
+    bytes in every file; measured times are in `timings.*` and in tables of the page alone.
 
     Returns:
       The path of the page.
@@ -84,6 +85,7 @@ def experiments(out: Path) -> list[Section]:
         read_proof(out / "proof"),
         None if compared is None else format_section(compared),
         None if studied is None else accumulation_section(studied),
+        read_ledger(out / "ledger"),
         read_speed(out / "throughput"),
     )
     return [section for section in found if section is not None]

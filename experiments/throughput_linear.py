@@ -1,0 +1,218 @@
+"""How long does a training step take under a recipe, beside a bfloat16 one?
+
+    python experiments/throughput_linear.py [--recipes NAME ...] [--rounds 5] [--out DIRECTORY]
+    python experiments/throughput_linear.py --layer 256 256 256 --model 1 64 --batch 2 64
+
+Two things are timed on the `native` engine, forward and backward: one linear layer with its three
+products, and a whole step of the byte model, from tokens to parameters that have moved by plain
+gradient descent. Every recipe is timed once a round, in turn, so that what else the machine does
+falls on all alike; a ratio to bf16 is the median over rounds, with its quartiles. An optimizer with
+states would take as long under each recipe: the ratios of a step are the largest there are. Times
+are of emulation: they say nothing of hardware that has the formats.
+"""
+
+import argparse
+import csv
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lowprec as lp
+from lowprec.models.parameters import Parameters, TransformerConfig, init, linear_shapes
+from lowprec.models.scoring import bits_per_byte, log_probabilities
+from lowprec.models.transformer import forward
+
+Call = Callable[[], Any]
+BASELINE = "bf16"
+WANTED, WANTED_COMPILE = 4.0, 60.0
+RECIPES = (
+    "float32",
+    "fp8_tensor",
+    "te_current",
+    "te_delayed",
+    "deepseek_v3",
+    "te_blockwise",
+    "mxfp8",
+    "mxfp4",
+    "mxfp4_training",
+    "nvfp4",
+    "nvfp4_training",
+)
+HISTORY = 1024
+
+
+class Row(NamedTuple):
+    """A line of the table: seconds of one call, and how many times those of bf16."""
+
+    what: str
+    recipe: str
+    seconds: float
+    times_bf16: float
+    low: float
+    high: float
+    wanted: float
+    met: str
+    compile_seconds: float
+    temporary_bytes: int
+    device: str
+
+
+class Compiled(NamedTuple):
+    """A call that waits for its result, with what its compilation cost."""
+
+    call: Call
+    seconds: float
+    temporary_bytes: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--layer", type=int, nargs=3, default=(2048, 2048, 2048), metavar=("ROWS", "IN", "OUT")
+    )
+    parser.add_argument("--model", type=int, nargs=2, default=(4, 256), metavar=("LAYERS", "WIDTH"))
+    parser.add_argument(
+        "--batch", type=int, nargs=2, default=(8, 256), metavar=("WINDOWS", "TOKENS")
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports/throughput"))
+    arguments = parser.parse_args()
+    recipes = [on_native(name) for name in dict.fromkeys((BASELINE, *arguments.recipes))]
+    rows: list[Row] = []
+    subjects: dict[str, Callable[[lp.Recipe], Compiled]] = {
+        "layer": lambda recipe: layer(recipe, *arguments.layer),
+        "step": lambda recipe: step(recipe, model(*arguments.model), *arguments.batch),
+    }
+    for what, make in subjects.items():
+        rows += timed(what, recipes, make, arguments.rounds)
+        write(arguments.out / "training_steps.csv", rows)
+
+
+def on_native(name: str) -> lp.Recipe:
+    """A recipe with every product summed by the machine itself."""
+    recipe = lp.get_recipe(name)
+    pairs = {
+        role: dataclasses.replace(getattr(recipe, role), engine=None)
+        for role in ("fprop", "dgrad", "wgrad")
+    }
+    return dataclasses.replace(recipe, engine=lp.get_engine("native"), **pairs)
+
+
+def model(layers: int, width: int) -> TransformerConfig:
+    """The byte model's shape in another size, its layers' proportions kept."""
+    heads = max(width // 64, 1)
+    return TransformerConfig(
+        layers=layers, width=width, heads=heads, kv_heads=heads, hidden=11 * width // 4
+    )
+
+
+def layer(recipe: lp.Recipe, rows: int, depth: int, out: int) -> Compiled:
+    """One linear layer and the gradients of all that it takes."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (rows, depth), jnp.bfloat16)
+    w = jax.random.normal(keys[1], (depth, out)) * depth**-0.5
+    dy = jax.random.normal(keys[2], (rows, out), jnp.dtype(recipe.output.name))
+
+    state = state_of(recipe, ())
+    history = state.pop("amax_history", None)
+
+    def both(x: jax.Array, w: jax.Array, dy: jax.Array, history: Any, state: Any) -> Any:
+        call = lambda x, w, history: lp.linear(x, w, recipe, **state, amax_history=history)
+        y, pull = jax.vjp(call, x, w, history)
+        return y, pull(dy)
+
+    return compiled(both, x, w, dy, history, state)
+
+
+def step(recipe: lp.Recipe, config: TransformerConfig, windows: int, tokens: int) -> Compiled:
+    """A step of the byte model under plain gradient descent."""
+    params = init(jax.random.key(0), config)
+    text = jax.random.randint(jax.random.key(1), (windows, tokens), 0, 256).astype(jnp.uint8)
+    states = {name: state_of(recipe, (config.layers,)) for name in linear_shapes(config)}
+
+    histories = {name: state.pop("amax_history", None) for name, state in states.items()}
+
+    def loss(params: Parameters, histories: Any, keys: Any) -> jax.Array:
+        hook = lambda x, w, state: lp.linear(x, w, recipe, **state[0], amax_history=state[1])
+        both = {name: (keys[name], histories[name]) for name in keys}
+        logits = forward(params, text, config, linear=hook, states=both)
+        return bits_per_byte(log_probabilities(logits, text))
+
+    def one(params: Parameters, histories: Any, keys: Any) -> Any:
+        run = jax.value_and_grad(loss, argnums=(0, 1))
+        value, (gradient, histories) = run(params, histories, keys)
+        moved = jax.tree.map(lambda w, g: w - 0.01 * g, params, gradient)
+        return value, moved, histories
+
+    return compiled(one, params, histories, states)
+
+
+def state_of(recipe: lp.Recipe, axes: tuple[int, ...]) -> dict[str, jax.Array]:
+    """What `linear` takes beside x and w, for each of so many layers."""
+    state = {}
+    if recipe.stochastic:
+        state["key"] = jax.random.split(jax.random.key(2), axes)
+    if recipe.takes_history:
+        state["amax_history"] = jnp.ones((*axes, 3, HISTORY))
+    return state
+
+
+def compiled(function: Callable[..., Any], *arrays: Any) -> Compiled:
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arrays).compile()
+    seconds = time.perf_counter() - start
+    call = lambda: jax.block_until_ready(program(*arrays))
+    call()
+    analysis = program.memory_analysis()
+    return Compiled(call, seconds, analysis.temp_size_in_bytes if analysis is not None else 0)
+
+
+def timed(
+    what: str, recipes: list[lp.Recipe], make: Callable[[lp.Recipe], Compiled], rounds: int
+) -> list[Row]:
+    """Every recipe once a round, in turn."""
+    programs = {}
+    for recipe in recipes:
+        programs[recipe.name] = make(recipe)
+        print(f"{what:6} {recipe.name:24} compiled in {programs[recipe.name].seconds:.1f} s")
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            program.call()
+            times[name].append(time.perf_counter() - start)
+    return [row(what, name, times, programs[name]) for name in programs]
+
+
+def row(what: str, name: str, times: dict[str, list[float]], program: Compiled) -> Row:
+    ratios = [mine / bf16 for mine, bf16 in zip(times[name], times[BASELINE], strict=True)]
+    low, middle, high = (float(np.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
+    met = "met" if middle <= WANTED and program.seconds <= WANTED_COMPILE else "missed"
+    seconds, device = statistics.median(times[name]), jax.devices()[0].device_kind
+    print(
+        f"{what:6} {name:24} {seconds:8.3f} s  {middle:5.2f} times bf16 ({low:.2f} to {high:.2f})  "
+        f"wanted {WANTED:g}: {met}",
+        flush=True,
+    )
+    return Row(what, name, seconds, middle, low, high, WANTED, met, *program[1:], device)
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        for one in rows:
+            writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in one)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The results of experiments/ledger.py as files, and the report's section on them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lowprec.report import ledger_figure, shown, words
+from lowprec.report.digest import Column, Table
+from lowprec.report.findings import Finding
+from lowprec.report.section import Section
+from lowprec.study.ledger_rows import LedgerRow
+
+TERMS, MANIFEST = "terms", "manifest.json"
+_KINDS: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64()}
+SCHEMA = {field.name: _KINDS[field.type] for field in fields(LedgerRow)}
+"""The columns of the table of terms."""
+FIGURES: Mapping[str, tuple[str, shown.Draw]] = {
+    "ledger_parts": ("What the error is made of", ledger_figure.parts),
+    "ledger_energy": ("How large each term is", ledger_figure.energies),
+}
+"""Every figure by name: its heading, and its function."""
+
+
+def write_ledger(rows: Sequence[LedgerRow], record: dict[str, Any], out: Path) -> Section:
+    """Writes `terms.csv`, `manifest.json` and the figures into a directory; returns the section."""
+    drawn = out / "figures"
+    drawn.mkdir(parents=True, exist_ok=True)
+    frame = pl.DataFrame([asdict(row) for row in rows], SCHEMA)
+    frame.write_csv(out / f"{TERMS}.csv")
+    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
+    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    section = ledger_section(frame, record)
+    for figure in section.figures:
+        (drawn / f"{figure.name}.svg").write_text(shown.standalone(figure.wide), encoding="utf-8")
+    return section
+
+
+def read_ledger(folder: Path) -> Section | None:
+    """The section of what `write_ledger` wrote; None where the folder has no table.
+
+    Raises:
+      ValueError: the table lacks a column, or has another type in it.
+    """
+    path = folder / f"{TERMS}.csv"
+    if not path.is_file():
+        return None
+    again = "experiments/ledger.py writes it anew"
+    try:
+        frame = pl.read_csv(path, schema_overrides=SCHEMA)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"cannot read {path}: {error}; {again}") from error
+    missing = [column for column in SCHEMA if column not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
+    manifest = folder / MANIFEST
+    record = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
+    return ledger_section(frame, record)
+
+
+def ledger_section(frame: pl.DataFrame, record: dict[str, Any]) -> Section:
+    """The section of a table of terms and a manifest, which may be empty."""
+    drawn = [
+        shown.show(name, heading, TERMS, draw, frame) for name, (heading, draw) in FIGURES.items()
+    ]
+    return Section(
+        name="ledger",
+        heading="Error ledger: every part of the error",
+        note=(
+            "The error of captured products under each recipe, split into terms whose exact "
+            "numbers sum to the error of every output to the last bit."
+        ),
+        command=str(record.get("command", "")),
+        date=str(record.get("date", "")),
+        seconds=int(record.get("seconds", 0)),
+        findings=_findings(frame),
+        figures=[figure for figure in drawn if figure is not None],
+        tables=[_table(frame)],
+    )
+
+
+def _findings(frame: pl.DataFrame) -> list[Finding]:
+    if frame.is_empty():
+        return []
+    total = frame.filter(pl.col("term") == "total")
+    counts = (frame["layer"].n_unique(), "layer"), (len(total), "product")
+    scope = (
+        f"{', '.join(words.counted(*x) for x in counts)}, "
+        f"{total['outputs'].sum():,} outputs; parts are means over layers"
+    )
+    parts = ledger_figure.grouped(frame)
+    shapes = parts.filter(pl.col("group").is_in(["gain", "clipping", "dead zone"]))
+    cells = [
+        f"{row['recipe']} {row['role']} {row['group']} {words.percent(row['part'], 1)}"
+        for row in shapes.sort("part", descending=True).head(6).to_dicts()
+    ]
+    return [
+        Finding(
+            text=f"{ledger_figure.parts_title(frame)}.",
+            evidence=f"{scope}; the largest others: {'; '.join(cells)}",
+        ),
+        Finding(
+            text=f"{ledger_figure.energies_title(frame)}.",
+            evidence=f"{scope}; energies are medians over layers of their dB",
+        ),
+    ]
+
+
+def _table(frame: pl.DataFrame) -> Table:
+    means = (
+        frame.group_by("recipe", "role", "term", maintain_order=True)
+        .agg(
+            pl.col("part").mean(),
+            pl.col("part").min().alias("least"),
+            pl.col("part").max().alias("most"),
+            pl.col("share").mean(),
+            pl.col("gain").mean(),
+            pl.col("decibels").median(),
+            pl.len().alias("layers"),
+        )
+        .filter(pl.col("decibels").is_finite())
+    )
+    columns: list[Column] = [
+        ("recipe", False, lambda row: row["recipe"]),
+        ("role", False, lambda row: row["role"]),
+        ("term", False, lambda row: row["term"]),
+        ("part of the error", True, lambda row: words.percent(row["part"], 2)),
+        ("least to most", True, lambda row: " to ".join(
+            words.percent(row[name], 2) for name in ("least", "most"))),
+        ("energy over the error's", True, lambda row: words.percent(row["share"], 2)),
+        ("gain", True, lambda row: words.percent(row["gain"], 3)),
+        ("dB below the product", True, lambda row: words.number(-row["decibels"], 1)),
+    ]  # fmt: skip
+    return Table(
+        name=TERMS,
+        title="Terms by recipe and role",
+        note=(
+            "Means over layers, of dB the median. Parts, <term, error> / <error, error>, add up to "
+            "100 %; energies do not, since terms correlate. Terms that are zero are left out."
+        ),
+        columns=[(heading, numeric) for heading, numeric, _ in columns],
+        rows=[[cell(row) for _, _, cell in columns] for row in means.iter_rows(named=True)],
+    )
