@@ -29,7 +29,7 @@ from lowprec.gemm.recipe import get_recipe
 from lowprec.report import Results, write_report
 from lowprec.report.describe import FAMILIES, KINDS, describe, find_entries
 from lowprec.study import PRESETS, Collected, compare_captured, compare_files, manifest
-from lowprec.study.compare import RECIPES, with_baselines
+from lowprec.study.compare import RECIPES, check_comparable, with_baselines
 from lowprec.study.identify import identify_files
 from lowprec.study.probe import probe
 from lowprec.study.verify import verify
@@ -300,11 +300,8 @@ def _compare(command: Compare, line: str) -> None:
     recipes = [get_recipe(name) for name in command.recipes or RECIPES]
     _check_distinct("recipe", [recipe.name for recipe in with_baselines(recipes)])
     _check_distinct("operands file", [path.name for path in command.operands])
-    if drawn := [recipe.name for recipe in recipes if recipe.stochastic]:
-        raise ValueError(
-            f"recipe {drawn[0]!r} rounds stochastically, and `compare` has no draws to repeat; "
-            f"call lowprec.gemm with a key"
-        )
+    for recipe in recipes:
+        check_comparable(recipe)
     _check_writable(command.out)
     preset, collected, console = PRESETS[command.preset], Collected(), Console(stderr=True)
     files = list(command.operands)

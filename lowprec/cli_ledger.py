@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from lowprec.gemm.recipe import get_recipe
+from lowprec.gemm.recipe import Recipe, get_recipe
 from lowprec.models.operands import Operands, load_operands
 from lowprec.study.ledger import ledger
 from lowprec.study.ledger_rows import LedgerRow, captured_operands, ledger_rows
@@ -52,31 +53,36 @@ class LedgerCommand:
 
 
 def run_ledger(command: LedgerCommand) -> None:
-    """Prints a table for every layer and recipe as it is done, and writes the CSV at the end."""
+    """Prints a table for every layer and recipe as it is done, and writes all as CSV at the end."""
     if command.out is not None and not command.out.parent.is_dir():
         raise ValueError(f"cannot write {command.out}: {command.out.parent} is not a directory")
     recipes = [get_recipe(name) for name in command.recipes]
     source = "captured" if command.operands is None else command.operands.name
     rows: list[LedgerRow] = []
-    for layer in _layers(command):
-        a, b = (_narrow(x) for x in layer.product(command.role))
-        for recipe in recipes:
-            key = jax.random.key(command.seed) if recipe.stochastic else None
-            found = ledger(
-                a,
-                b,
-                recipe,
-                role=command.role,
-                engine=command.engine,
-                key=key,
-                outputs=command.outputs,
-                seed=command.seed,
-            )
+    try:
+        for layer, recipe in itertools.product(_layers(command), recipes):
+            found = _ledger(command, layer, recipe)
             print(f"{heading(found, layer.layer)}\n{found}\n", flush=True)
             rows += ledger_rows(found, source=source, layer=layer.layer)
-    if command.out is not None:
-        write_rows(rows, command.out)
-        print(command.out)
+    finally:
+        # What has finished is written whatever ended the run.
+        if command.out is not None and rows:
+            write_rows(rows, command.out)
+            print(command.out)
+
+
+def _ledger(command: LedgerCommand, layer: Operands, recipe: Recipe) -> Ledger:
+    a, b = (_narrow(x) for x in layer.product(command.role))
+    return ledger(
+        a,
+        b,
+        recipe,
+        role=command.role,
+        engine=command.engine,
+        key=jax.random.key(command.seed) if recipe.stochastic else None,
+        outputs=command.outputs,
+        seed=command.seed,
+    )
 
 
 def heading(found: Ledger, layer: str) -> str:

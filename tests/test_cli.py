@@ -257,6 +257,21 @@ def test_keys_go_together(dump: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "one --operands" in refused(["compare", "--a", "fc.x", "--b", "fc.w"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("nvfp4_training", "no draws to repeat"),
+        ("gptq_int4_g128", "from calibration rows"),
+        ("te_delayed", "magnitudes of earlier steps"),
+    ],
+)
+def test_recipes_that_need_more_than_operands(
+    recipe: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "report")
+    assert message in refused(["compare", "--recipes", recipe, "--out", out], capsys)
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="nosuch"):
         run(["show", "nosuch", "--debug"])

@@ -128,6 +128,25 @@ def with_baselines(recipes: Sequence[Recipe]) -> list[Recipe]:
     return [*named, *(recipe for recipe in recipes if recipe not in named)]
 
 
+def check_comparable(recipe: Recipe) -> None:
+    """ValueError for a recipe that needs more than its operands, and what to call instead."""
+    if recipe.stochastic:
+        raise ValueError(
+            f"recipe {recipe.name!r} rounds stochastically, and `compare` has no draws to repeat; "
+            f"call lowprec.gemm with a key"
+        )
+    if recipe.prepare is not None:
+        raise ValueError(
+            f"recipe {recipe.name!r} prepares its weight from calibration rows, which `compare` "
+            f"does not have; call lowprec.study.prepared.compare_prepared"
+        )
+    if recipe.takes_history:
+        raise ValueError(
+            f"recipe {recipe.name!r} scales by the magnitudes of earlier steps, which `compare` "
+            f"does not have; call lowprec.linear with an amax_history"
+        )
+
+
 def compare_captured(
     recipes: Sequence[Recipe], preset: Preset, into: Collected, progress: Progress
 ) -> list[Path]:
