@@ -80,7 +80,8 @@ def aligned_sums(
 
     def step(c: jax.Array, given: Any) -> tuple[jax.Array, Aligned]:
         record.clear()
-        c = kernel.step(c, *given, None)
+        left, right, known = given
+        c = kernel.step(c, left, right, known, None)
         return c, jax.tree.map(lambda *sums: jnp.stack(sums), *record)
 
     start = jnp.zeros((a.shape[1], b.shape[1]), jnp.uint32)

@@ -85,8 +85,9 @@ def linear(
             f"jax.random.key(0)"
         )
     history = checked_history(whole, amax_history)
-    keys = jax.random.split(key, len(ROLES)) if whole.stochastic else None
-    y = _linear(whole, x.reshape(-1, x.shape[-1]), w, keys, history)
+    drawn = key if whole.stochastic else None
+    keys = None if drawn is None else jax.random.split(drawn, len(ROLES))
+    y: jax.Array = _linear(whole, x.reshape(-1, x.shape[-1]), w, keys, history)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
 

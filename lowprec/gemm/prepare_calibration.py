@@ -61,7 +61,8 @@ class Calibration:
     def mean_magnitude(self, turn: Turn = lambda x: x) -> NDArray:
         """The mean magnitude of each channel, (K',) float64."""
         blocks = self.blocks("mean magnitudes")
-        return sum(np.abs(turn(x).astype(np.float64)).sum(0) for x in blocks) / self.tokens
+        sums = [np.abs(turn(x).astype(np.float64)).sum(0) for x in blocks]
+        return np.sum(sums, axis=0) / self.tokens
 
     def second_moment(self, turn: Turn = lambda x: x) -> NDArray:
         """The mean of x x^T, (K', K') float64: half of GPTQ's Hessian, as damping is relative."""

@@ -61,7 +61,9 @@ def real_array(argument: str, x: ArrayLike) -> jax.Array:
             raise TypeError(
                 f"`{argument}` = {reprlib.repr(x)} holds {dtype}; use real numbers, such as float32"
             )
-    return jnp.asarray(x, jnp.float32)
+    # Too large a number becomes Inf, which the caller refuses in its own words.
+    with np.errstate(over="ignore"):
+        return jnp.asarray(x, jnp.float32)
 
 
 def check_random(

@@ -270,7 +270,9 @@ def _encode_in_table(
         # A zero with the sign of x, or the only one there is.
         places = {**places, 0.0: table.zeros.get(-1.0 if negative else 1.0, places[0.0])}
     if x < 0 and lowest >= 0:
-        return places[lowest] if table.nan is None else table.nan
+        # The lowest value that stands first: of two zeros either.
+        first = next(code for code, value in enumerate(fmt.table or ()) if value == lowest)
+        return first if table.nan is None else table.nan
     last = places[lowest if negative else highest]
     infinity = table.infinities.get(-math.inf if negative else math.inf)
     past = (rounding, overflow, last, infinity, table.nan)

@@ -47,18 +47,18 @@ def engine_terms(
       ValueError: a sum or an output is not finite.
     """
     parts = parts_of(a, b, recipe)
-    total = parts.bits[0] if total is None else total
-    check_sums(total, "the sum over K")
-    terms = _of_sums(parts, a.operand, b.operand, recipe, total)
+    bits: Any = parts.bits[0] if total is None else total
+    check_sums(bits, "the sum over K")
+    terms = _of_sums(parts, a.operand, b.operand, recipe, bits)
     stages = [(a.operand.tensor_scale, b.operand.tensor_scale)]
     if not _promotes_scales(recipe):
         stages = [(a.operand.scales, b.operand.scales), *stages]
     for first, second in stages:
-        total = _scaled(terms, total, first, second)
+        bits = _scaled(terms, bits, first, second)
     terms["scaling"] = terms["scaling"] + (terms.pop("sums") - quantized)
-    output = np.asarray(_narrow(total, recipe.output.name))
+    output = np.asarray(_narrow(bits, recipe.output.name))
     check_sums(output.astype(np.float32).view(np.uint32), "the output")
-    terms["output_rounding"] = Exact.of(output) - exact_of_bits(total)
+    terms["output_rounding"] = Exact.of(output) - exact_of_bits(bits)
     return terms, output
 
 

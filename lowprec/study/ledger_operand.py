@@ -73,7 +73,7 @@ def _prepare(**given: Any) -> tuple[Operand, QTensor | None]:
     return prepare_operand(**given)
 
 
-def _wide(x: jax.Array) -> Floats:
+def _wide(x: Any) -> Floats:
     return np.asarray(x).astype(np.float64)
 
 
@@ -157,8 +157,11 @@ def at_rows(side: Side, rows: NDArray[np.intp], *, of_b: bool = False) -> Side:
         return x if x is None or x.shape[axis] == 1 else x.take(rows, axis)
 
     axis = 1 if of_b else 0
+    arrays: Any = {
+        name: take(x, axis) for name, x in side._asdict().items() if name not in ("operand", "gain")
+    }
     operand = Operand(*(take(x, axis) for x in side.operand))
-    return Side(operand, *(take(x, axis) for x in side[1:-1]), side.gain)
+    return side._replace(operand=operand, **arrays)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

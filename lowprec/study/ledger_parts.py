@@ -74,7 +74,7 @@ def parts_of(a: Side, b: Side, recipe: Recipe) -> Parts:
     """
     found = [_summed(chunk, recipe) for chunk in _cut(a, b, recipe)]
     bits = np.concatenate([x.bits for x in found])
-    product, alignment = (_joined([x[i] for x in found]) for i in (1, 2))
+    product, alignment = _joined([x.product for x in found]), _joined([x.alignment for x in found])
     return Parts(bits, product, alignment)
 
 

@@ -156,7 +156,7 @@ def multiplied(
     """Both operands as the product of fprop sees them, scaled: turned where that cancels."""
     pair = recipe.in_role("fprop").fprop
     sizes = [mean_amax(x, t, axis) for x, t, axis in ((a, pair.a, -1), (b, pair.b, -2))]
-    a, b = whole_transforms(a, b, pair)
+    a, b = map(jnp.asarray, whole_transforms(a, b, pair))
     keys = (None, None) if key is None else jax.random.split(key)
     out = []
     for i, (x, target, axis) in enumerate(((a, pair.a, -1), (b, pair.b, -2))):

@@ -77,7 +77,7 @@ def test_smoothquant_with_powers_of_two_changes_no_product() -> None:
     np.testing.assert_array_equal(s, np.sqrt(wide(np.abs(x).max(0)) / 4))
     assert len(np.unique(s)) > 3
     assert_bits_equal(prepared.inputs(x), (x / s).astype(np.float32))
-    assert_bits_equal(prepared.w, (w * s[:, None]).astype(np.float32))
+    assert_bits_equal(np.asarray(prepared.w), (w * s[:, None]).astype(np.float32))
     np.testing.assert_array_equal(
         wide(prepared.inputs(x))[:, :, None] * wide(prepared.w), wide(x)[:, :, None] * wide(w)
     )
@@ -94,7 +94,7 @@ def test_smoothquant_is_its_formula_and_each_side_one_rounding() -> None:
     np.testing.assert_allclose(prepared.smoothing, want, rtol=1e-6)
     s = np.asarray(prepared.smoothing)
     assert_bits_equal(prepared.inputs(x), x / s)
-    assert_bits_equal(prepared.w, w * s[:, None])
+    assert_bits_equal(np.asarray(prepared.w), w * s[:, None])
     exact = wide(x) @ wide(w)
     np.testing.assert_allclose(wide(prepared.inputs(x)) @ wide(prepared.w), exact, atol=1e-3)
 
@@ -136,9 +136,10 @@ def test_a_rotation_is_undone_exactly_and_leaves_the_product() -> None:
     assert prepared.signs is not None and isinstance(prepared.w, jax.Array)
     signs = np.asarray(prepared.signs)
     assert signs.shape == (K,) and set(signs) == {-1.0, 1.0}
-    assert prepared.rotation is not None
+    rotation = prepared.rotation
+    assert rotation is not None
     bits = jax.lax.bitcast_convert_type(prepared.w, jnp.uint32)
-    undo = jax.jit(lambda x: transforms.undo(x, prepared.rotation, -2, prepared.signs))
+    undo = jax.jit(lambda x: transforms.undo(x, rotation, -2, prepared.signs))
     assert_bits_equal(np.asarray(undo(bits)).view(np.float32) + 0, w)
     # Sums of integers over 4 are exact, and so is everything that is made of them.
     np.testing.assert_array_equal(wide(prepared.inputs(x)) @ wide(prepared.w), wide(x) @ wide(w))
@@ -412,8 +413,7 @@ def test_a_preparation_says_what_it_takes_and_how_it_repeats() -> None:
     assert not turned.fitted and turned.reproducibility == "bit_exact"
     drawn = Preparation(rotation=Rotation(kind="orthogonal", seed=0))
     assert not drawn.fitted and drawn.reproducibility == "same_backend"
-    for steps in ({"gptq": Gptq()}, {"smoothing": AWQ}):
-        preparation = Preparation(**steps)
+    for preparation in (Preparation(gptq=Gptq()), Preparation(smoothing=AWQ)):
         assert preparation.fitted and preparation.reproducibility == "same_backend"
     assert not Preparation(low_rank=LowRank(rank=1, of="error")).fitted
     assert Preparation(low_rank=LowRank(rank=1, of="error", weighting="magnitude")).fitted

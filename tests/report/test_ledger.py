@@ -61,7 +61,8 @@ def test_there_and_back(tmp_path: Path) -> None:
     record = {"command": "python experiments/ledger.py", "date": "2026-01-02", "seconds": 3}
     written = write_ledger(rows(), record, tmp_path)
     found = read_ledger(tmp_path)
-    assert found == written and (found.command, found.seconds) == (record["command"], 3)
+    assert found is not None and found == written
+    assert (found.command, found.seconds) == (record["command"], 3)
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(FIGURES)
     frame().drop("gain").write_csv(tmp_path / "terms.csv")
     with pytest.raises(ValueError, match="lacks the columns gain; experiments"):

@@ -81,7 +81,7 @@ def test_minus_zero_is_kept() -> None:
         np.testing.assert_array_equal(as_bits(cast(zeros, target))[:2], [1 << 31, 0])
 
 
-def weighted_gradient(x: jax.Array, target: str, grad: Any, **options: Any) -> np.ndarray:
+def weighted_gradient(x: jax.Array, target: str | Format, grad: Any, **options: Any) -> np.ndarray:
     """The gradient of sum(w * cast(x)) for weights that tell the elements apart."""
     weights = (jnp.arange(x.size, dtype=jnp.float32) + 0.3).reshape(x.shape).astype(x.dtype)
     loss = lambda x: jnp.sum(weights * cast(x, target, grad=grad, **options))

@@ -90,7 +90,7 @@ def _fate(
     if x != 0 and stands == 0:
         return "dead_zone"
     if isinstance(target, Block) and target.coding == "scaled":
-        values = sorted(v for v in target.element.values.tolist() if np.isfinite(v))
+        values = sorted(_finite(target.element))
         limit = (Fraction(values[-1]) + (Fraction(values[-1]) - Fraction(values[-2])) / 2) * s
         at_end = e in (Fraction(values[0]), Fraction(values[-1]))
         return "clipping" if at_end and abs(x) > limit else "grid"
@@ -259,8 +259,13 @@ def _dot(recipe: Recipe, x: list[int], y: list[int], scales: list[list[int]]) ->
     return {"bits": bits, "product": exactly, "alignment": cut, "accumulator_rounding": rounded}
 
 
+def _finite(fmt: Format) -> list[float]:
+    assert fmt.values is not None
+    return [v for v in fmt.values.tolist() if np.isfinite(v)]
+
+
 def _holds(fmt: Format, scales: list[list[int]]) -> bool:
-    values = {Fraction(v) for v in fmt.values.tolist() if np.isfinite(v)}
+    values = {Fraction(v) for v in _finite(fmt)}
     return all(_value(s) in values for row in scales for s in row)
 
 
