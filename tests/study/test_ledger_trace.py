@@ -15,8 +15,31 @@ from lowprec.engines.trace import aligns, trace
 from tests.engines.test_modes import given
 from tests.helpers import as_bits, assert_bits_equal
 
-ENGINES = [name for name in list_engines() if aligns(get_engine(name))]
 FAST = ("hopper.wgmma.fp8.fp32",)
+
+
+def sorts() -> list[str]:
+    """One engine of each sort: those of a sort differ in operands and widths alone."""
+    names = (
+        "accumulation",
+        "accumulator",
+        "interleave",
+        "alignment_rounding",
+        "output_rounding",
+        "truncate_operands",
+        "output",
+        "halves",
+    )
+    found: dict[Any, str] = {}
+    for name in (*FAST, *list_engines()):
+        engine = get_engine(name)
+        if aligns(engine):
+            key = (*(getattr(engine, x) for x in names), bool(engine.scale_formats))
+            found.setdefault(key, name)
+    return list(found.values())
+
+
+ENGINES = sorts()
 
 
 def traced(name: str) -> tuple[Engine, Aligned, Any]:
