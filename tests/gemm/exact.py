@@ -16,7 +16,7 @@ from lowprec.gemm.recipe import Role
 from lowprec.numerics import Format
 from lowprec.numerics import oracle as numbers
 from lowprec.numerics.oracle import float32_bits, fused_multiply_add, multiply
-from lowprec.scaling import Block, eden_oracle
+from lowprec.scaling import Block, affine_oracle, eden_oracle
 from lowprec.scaling import oracle as tensors
 from lowprec.scaling import transforms_oracle as transforms
 
@@ -81,6 +81,8 @@ def _plain(bits: Bits, target: Format) -> Bits:
 
 
 def _quantized(bits: Bits, target: Block, drawn: Drawn) -> ExactOperand:
+    if target.coding == "affine":
+        return _affine(bits, target)
     q = _by_oracle(bits, target, drawn)
     decode = lambda code, fmt: float32_bits(float(numbers.decode(int(code), fmt)))
     elements = np.array([decode(code, target.element) for code in q.codes.ravel()], np.uint32)
@@ -95,6 +97,23 @@ def _quantized(bits: Bits, target: Block, drawn: Drawn) -> ExactOperand:
     tensor = ONE if q.tensor_scale is None else q.tensor_scale
     each = np.broadcast_to(np.asarray(tensor, np.uint32).reshape(-1), len(bits)).tolist()
     return ExactOperand(elements.reshape(bits.shape), spread, each)
+
+
+def _affine(bits: Bits, target: Block) -> ExactOperand:
+    """Values of tiles along rows, which have no scales to be taken apart."""
+    rows, columns = target.tile
+    assert rows == 1
+    length = bits.shape[1] if columns == "all" else int(columns)
+    values = [
+        [
+            value
+            for start in range(0, len(row), length)
+            for value in affine_oracle.code_tile(row[start : start + length], target).values
+        ]
+        for row in _listed(bits)
+    ]
+    ones = np.full(bits.shape, ONE, np.uint32)
+    return ExactOperand(_bits(values), ones, [ONE] * len(bits))
 
 
 def _by_oracle(bits: Bits, target: Block, drawn: Drawn) -> tensors.Quantized:
