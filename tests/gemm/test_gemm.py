@@ -243,6 +243,7 @@ def stochastic() -> Recipe:
     return dataclasses.replace(base, name="sr", fprop=pair, dgrad=pair, wgrad=pair)
 
 
+@pytest.mark.slow
 def test_a_stochastic_recipe_needs_a_key_and_repeats_with_it() -> None:
     a, b = operands(k=70)
     recipe = stochastic()

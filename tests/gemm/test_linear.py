@@ -18,8 +18,9 @@ from tests.gemm.linear_cases import KEY, by_linear, by_products, on, operands
 from tests.helpers import assert_bits_equal, floats
 from tests.scaling.helpers import slow_if
 
-FAST = ("bf16", "fp8_tensor", "mxfp8")
+FAST = ("bf16", "mxfp8")
 SLOW = (
+    "fp8_tensor",
     "deepseek_v3",
     "nvfp4_training",
     "float32",
@@ -164,6 +165,7 @@ def test_float32_has_the_gradient_of_the_plain_product() -> None:
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x_type", slow_if((jnp.bfloat16, jnp.float16), [jnp.float16]))
 def test_gradients_have_the_types_of_what_they_belong_to(x_type: Any) -> None:
     x, w, dy = operands((3,), 32, 5, dtype=x_type)

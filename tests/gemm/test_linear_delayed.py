@@ -196,6 +196,7 @@ def scanned(weights: jax.Array, seen: jax.Array, x: jax.Array) -> jax.Array:
     return LOSS(jax.lax.scan(step, x, (weights, seen))[0])
 
 
+@pytest.mark.slow
 def test_a_training_loop_carries_histories_through_scan_remat_and_jit() -> None:
     x, weights, seen = layers()
 

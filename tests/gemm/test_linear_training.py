@@ -77,6 +77,7 @@ def states(kind: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_each_product_of_the_transformer_is_handed_what_is_its(params: dict[str, Any]) -> None:
     names = linear_shapes(CONFIG)
     factors = {name: jnp.array([1.0 + i, 0.25], jnp.float32) for i, name in enumerate(names)}

@@ -205,6 +205,7 @@ def test_what_a_low_rank_leaves_are_the_smaller_singular_values(weighting: Any) 
     assert 0.005 < rest / np.sum((weights @ error) ** 2) < 0.9
 
 
+@pytest.mark.slow
 def test_the_product_has_the_low_rank_term_rounded_once() -> None:
     x, w = rows(5), weight()
     recipe = on(get_block("mxfp4"), low_rank=LowRank(rank=4, of="error"))

@@ -150,6 +150,7 @@ SOME = tuple(sorted({*HELD[::6], *ALIKE}))
 """Every sixth, in the order of names, in which relatives stand together."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_if(SOME, [name for name in SOME if name not in ALIKE]))
 def test_without_correlation_every_number_is_rounded_to_its_nearest(name: str) -> None:
     block = get_block(name)

@@ -56,6 +56,7 @@ def frame() -> pl.DataFrame:
     return pl.DataFrame([dataclasses.asdict(row) for row in rows()], SCHEMA)
 
 
+@pytest.mark.slow
 def test_there_and_back(tmp_path: Path) -> None:
     assert read_ledger(tmp_path) is None
     record = {"command": "python experiments/ledger.py", "date": "2026-01-02", "seconds": 3}
@@ -94,6 +95,7 @@ def test_no_rows_no_figure_and_no_finding() -> None:
     assert section.figures == [] and section.findings == [] and section.tables[0].rows == []
 
 
+@pytest.mark.slow
 def test_the_page_has_the_section(tmp_path: Path) -> None:
     write_ledger(rows(), {"command": "python experiments/ledger.py"}, tmp_path / "ledger")
     page = write_report(synthetic.results(), tmp_path)

@@ -205,6 +205,7 @@ def test_static_amax_of_the_measured_value_changes_nothing(name: str) -> None:
     assert_bits_equal(np.asarray(static.scales), np.asarray(q.scales))
 
 
+@pytest.mark.slow
 def test_factors_that_a_caller_gave_are_not_counted() -> None:
     block = changed("mxfp4", transform=Transform(kind="smoothing"))
     x = numbers(3, 40)

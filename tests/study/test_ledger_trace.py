@@ -58,6 +58,7 @@ def traced(name: str) -> tuple[Engine, Aligned, Any]:
     return engine, sums, product(a, b, None, engine, formats, scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.slow] * (x not in FAST)) for x in ENGINES]
 )
