@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 
 import lowprec as lp
-from lowprec.engines.trace import aligns
 from lowprec.gemm import gemm, get_recipe, list_recipes
 from lowprec.gemm.gemm import summation
 from lowprec.study.ledger import ledger
@@ -194,7 +193,7 @@ def representatives() -> list[str]:
     found: dict[Any, str] = {}
     for name in list_recipes():
         recipe = get_recipe(name)
-        if not getattr(recipe, "takes_history", False):
+        if not recipe.takes_history and recipe.prepare is None:
             found.setdefault(summation(recipe.in_role("fprop"), "fprop"), name)
     return list(found.values())
 
@@ -210,5 +209,4 @@ def test_a_ledger_of_every_way_to_sum(name: str) -> None:
     want = np.asarray(gemm(a, b, recipe, key=key))[np.ix_(found.rows, found.columns)]
     assert_bits_equal(found.output, want)
     assert found.check() == 100
-    if aligns(recipe.in_role("fprop").engine):
-        assert found["accumulator_rounding"].energy + found["alignment"].energy > 0
+    assert len(np.unique(found.output)) > 20
