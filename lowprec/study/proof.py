@@ -127,7 +127,7 @@ def exact_steps(fmt: Format, ways: Sequence[Way]) -> Tables:
     """The step functions of some modes and policies, by sign bit."""
     return {
         sign: [
-            steps(fmt, rounding, overflow, negative=sign != 0)  # type: ignore[arg-type]
+            steps(fmt, rounding, overflow, negative=sign != 0)  # type: ignore[arg-type] - a name from ROUNDINGS
             for rounding, overflow in ways
         ]
         for sign in (0, SIGN)
@@ -167,7 +167,7 @@ def _ask(fmt: Format, ways: Sequence[Way], tables: Tables) -> tuple[int, NDArray
         for place, pattern in enumerate(sides.tolist()):
             x = value(pattern, sign != 0)
             for index, (rounding, overflow) in enumerate(ways):
-                got = oracle.encode(x, fmt, rounding=rounding, overflow=overflow)  # type: ignore[arg-type]
+                got = oracle.encode(x, fmt, rounding=rounding, overflow=overflow)  # type: ignore[arg-type] - names from ROUNDINGS and OVERFLOWS
                 disagreements[index] += got != wanted[index, place]
         asked += len(sides)
     return asked, disagreements

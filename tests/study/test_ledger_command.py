@@ -58,7 +58,7 @@ def test_refusals(
 
 def test_an_attribute_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'lowprec' has no attribute 'ledgers'"):
-        lp.ledgers  # type: ignore[attr-defined] - what is asked for  # noqa: B018
+        lp.ledgers  # type: ignore[attr-defined] - what is asked for  # noqa: B018 - looked up, not used
 
 
 @pytest.mark.slow
