@@ -101,9 +101,20 @@ def check_random(
     return words.astype(jnp.uint32) & np.uint32((1 << count) - 1), count
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def undifferentiable(message: str, x: jax.Array) -> jax.Array:
+    """The identity; under differentiation a ValueError with the message."""
+    return x
+
+
+@undifferentiable.defjvp
+def _undifferentiable_jvp(message: str, primals: Any, tangents: Any) -> Any:
+    raise ValueError(message)
+
+
 def refuse_gradient(function: str, x: jax.Array) -> jax.Array:
     """The identity; under differentiation a ValueError, since codes would give a silent zero."""
-    return _refuse_gradient(
+    return undifferentiable(
         f"`{function}` has no gradient: its codes are integers, and the gradient would silently be "
         f"zero. Use lowprec.cast(x, ..., grad='straight_through'), or jax.lax.stop_gradient(x)",
         x,
@@ -112,18 +123,8 @@ def refuse_gradient(function: str, x: jax.Array) -> jax.Array:
 
 def refuse_gradient_of(argument: str, meaning: str, x: jax.Array) -> jax.Array:
     """The same for another argument than the tensor itself, for which `cast` has no gradient."""
-    return _refuse_gradient(
+    return undifferentiable(
         f"there is no gradient with respect to `{argument}`, {meaning}: codes are integers, and it "
         f"would silently be zero. Pass jax.lax.stop_gradient({argument})",
         x,
     )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _refuse_gradient(message: str, x: jax.Array) -> jax.Array:
-    return x
-
-
-@_refuse_gradient.defjvp
-def _refuse_gradient_jvp(message: str, primals: Any, tangents: Any) -> Any:
-    raise ValueError(message)

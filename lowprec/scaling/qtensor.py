@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +10,18 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from lowprec.numerics import float32
+from lowprec.numerics.arguments import undifferentiable
 from lowprec.numerics.codec import decode_bits, narrow
 from lowprec.numerics.packing import packed_bytes
 from lowprec.scaling import affine, logarithmic, transforms
 from lowprec.scaling.block import Block
 from lowprec.scaling.ordinary import decode_scaled
 from lowprec.scaling.tiles import tiles_of
+
+NO_GRADIENT = (
+    "QTensor.dequantize has no gradient: its codes are integers, and the gradient would "
+    "silently be zero. Use lowprec.cast(x, block), or jax.lax.stop_gradient"
+)
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +101,7 @@ class QTensor:
           Array([[ 1.,  3., -6.]], dtype=float32)
         """
         floats = {
-            name: _refuse_gradient(value)
+            name: undifferentiable(NO_GRADIENT, value)
             for name in ("scales", "offsets", "tensor_scale", "transform_state")
             if (value := getattr(self, name)) is not None
         }
@@ -167,16 +172,3 @@ def _dequantize(q: QTensor, dtype: str) -> jax.Array:
         value = lax.optimization_barrier(value)
         value = transforms.undo(value, q.block.transform, q.axis, q.transform_state)
     return narrow(value, dtype)
-
-
-@jax.custom_jvp
-def _refuse_gradient(x: jax.Array) -> jax.Array:
-    return x
-
-
-@_refuse_gradient.defjvp
-def _refuse_gradient_jvp(primals: Any, tangents: Any) -> Any:
-    raise ValueError(
-        "QTensor.dequantize has no gradient: its codes are integers, and the gradient would "
-        "silently be zero. Use lowprec.cast(x, block), or jax.lax.stop_gradient"
-    )
