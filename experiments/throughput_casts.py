@@ -11,11 +11,9 @@ microxcaling, which is installed from its repository.
 """
 
 import argparse
-import csv
 import datetime
 import importlib
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 import lowprec as lp
+from lowprec.throughput import Compiled, compiled, in_turn, ratio, write_table
 
 Call = Callable[[], Any]
 COLUMNS = 1024
@@ -72,14 +71,6 @@ class Row(NamedTuple):
     note: str
 
 
-class Compiled(NamedTuple):
-    """A jitted call with what its compilation cost."""
-
-    call: Call
-    seconds: float
-    temporary_bytes: int
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 22, 24], metavar="LOG2")
@@ -90,11 +81,11 @@ def main() -> None:
     ratios: dict[tuple[int, str], dict[str, list[float]]] = {}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for size in arguments.sizes:
-        for contest, compiled in contests(1 << size):
-            times = race(contest.calls, arguments.rounds)
+        for contest, programs in contests(1 << size):
+            times = in_turn(contest.calls, arguments.rounds)
             ratios[1 << size, contest.operation] = times
             for name, seconds in times.items():
-                rows.append(_row(1 << size, contest, name, seconds, times, compiled.get(name)))
+                rows.append(_row(1 << size, contest, name, seconds, times, programs.get(name)))
                 print(_line(rows[-1]), flush=True)
             for name, reason in contest.missing.items():
                 rows.append(_missing(1 << size, contest.operation, name, reason))
@@ -109,10 +100,10 @@ def contests(elements: int) -> Iterator[tuple[Contest, dict[str, Compiled]]]:
     """Every operation on standard normal numbers of several binades, with what was compiled."""
     shape = (elements // COLUMNS, COLUMNS)
     x = jax.random.normal(jax.random.key(0), shape, jnp.float32) * 8
-    multiply = _compiled(lambda x: x * jnp.float32(1.7), x)
+    multiply = compiled(lambda x: x * jnp.float32(1.7), x)
     round_trips = _round_trips(np.asarray(x))
     yield _contest("cast to float8_e4m3fn and back", x, lambda x: lp.cast(x, FORMAT), multiply, 8, {
-        "XLA astype": lambda: _compiled(lambda x: x.astype(FORMAT).astype(jnp.float32), x).call,
+        "XLA astype": lambda: compiled(lambda x: x.astype(FORMAT).astype(jnp.float32), x).call,
         **round_trips,
     })  # fmt: skip
     yield _contest("encode float8_e4m3fn", x, lambda x: lp.encode(x, FORMAT), multiply, 5, {
@@ -128,7 +119,7 @@ def contests(elements: int) -> Iterator[tuple[Contest, dict[str, Compiled]]]:
     for name in ("float4_e2m1fn", "float6_e2m3fn"):
         codes = jax.block_until_ready(lp.encode(x, name))
         packed = jax.block_until_ready(lp.pack(codes, name))
-        cast = {"lowprec cast": lambda name=name: _compiled(lambda x: lp.cast(x, name), x).call}
+        cast = {"lowprec cast": lambda name=name: compiled(lambda x: lp.cast(x, name), x).call}
         pack = lambda codes, name=name: lp.pack(codes, name)
         unpack = lambda packed, name=name: lp.unpack(packed, name, COLUMNS)
         yield _contest(f"pack {name}", codes, pack, multiply, 2, cast)
@@ -143,12 +134,12 @@ def _contest(
     bytes_per_element: float,
     peers: dict[str, Callable[[], Call]],
 ) -> tuple[Contest, dict[str, Compiled]]:
-    compiled = {
+    programs = {
         REFERENCE: multiply,
-        OURS[0]: _compiled(ours, x),
-        OURS[1]: _compiled(ours, x, lp.compiler_options()),
+        OURS[0]: compiled(ours, x),
+        OURS[1]: compiled(ours, x, options=lp.compiler_options()),
     }
-    calls, missing = {name: one.call for name, one in compiled.items()}, {}
+    calls, missing = {name: one.call for name, one in programs.items()}, {}
     for name, make in peers.items():
         try:
             calls[name] = make()
@@ -156,19 +147,7 @@ def _contest(
         except Exception as error:  # A peer may fail in any way: that is its result.
             calls.pop(name, None)
             missing[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
-    return Contest(operation, calls, missing, bytes_per_element), compiled
-
-
-def _compiled(
-    function: Callable[[jax.Array], Any], x: jax.Array, options: dict[str, Any] | None = None
-) -> Compiled:
-    lowered = jax.jit(function, compiler_options=options).lower(x)
-    start = time.perf_counter()
-    program = lowered.compile()
-    seconds = time.perf_counter() - start
-    analysis = program.memory_analysis()
-    temporary = analysis.temp_size_in_bytes if analysis is not None else 0
-    return Compiled(lambda: jax.block_until_ready(program(x)), seconds, temporary)
+    return Contest(operation, calls, missing, bytes_per_element), programs
 
 
 def _round_trips(x: np.ndarray) -> dict[str, Callable[[], Call]]:
@@ -186,7 +165,7 @@ def _round_trips(x: np.ndarray) -> dict[str, Callable[[], Call]]:
         gfloat = importlib.import_module("gfloat")
         formats = importlib.import_module("gfloat.formats")
         info, mode = formats.format_info_ocp_e4m3, gfloat.RoundMode.TiesToEven
-        return _compiled(
+        return compiled(
             lambda x: gfloat.round_ndarray(info, x, mode, sat=True), jnp.asarray(x)
         ).call
 
@@ -255,35 +234,15 @@ def _microxcaling(block: str, x: np.ndarray) -> Call:
     return lambda: operators._quantize_mx(tensor, 8, MICROXCALING[block], **options)
 
 
-def race(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round by round, all calls in turn."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def quartiles(ours: list[float], other: list[float]) -> tuple[float, float, float]:
-    """How many times faster than the other, by rounds: the median between the quartiles."""
-    ratios = [theirs / mine for mine, theirs in zip(ours, other, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return middle, low, high
-
-
 def _row(
     elements: int,
     contest: Contest,
     name: str,
     seconds: list[float],
     times: dict[str, list[float]],
-    compiled: Compiled | None,
+    program: Compiled | None,
 ) -> Row:
-    middle, low, high = quartiles(seconds, times[REFERENCE])
+    middle, low, high = ratio(times[REFERENCE], seconds)
     note = ""
     if jax.default_backend() != "cpu":
         moved = contest.bytes_per_element / statistics.median(seconds)
@@ -297,8 +256,8 @@ def _row(
         middle,
         low,
         high,
-        None if compiled is None else compiled.seconds,
-        None if compiled is None else compiled.temporary_bytes / (4 * elements),
+        None if program is None else program.seconds,
+        None if program is None else program.temporary_bytes / (4 * elements),
         note,
     )
 
@@ -322,14 +281,8 @@ def _line(row: Row) -> str:
 
 
 def _write(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*Row._fields, "date", "device"])
-        today, device = datetime.date.today().isoformat(), jax.devices()[0].device_kind
-        for row in rows:
-            writer.writerow(
-                [*(f"{x:.4g}" if isinstance(x, float) else x for x in row), today, device]
-            )
+    today = datetime.date.today().isoformat(), jax.devices()[0].device_kind
+    write_table(path, [*Row._fields, "date", "device"], [(*row, *today) for row in rows])
 
 
 def _write_goals(path: Path, ratios: dict[tuple[int, str], dict[str, list[float]]]) -> None:
@@ -353,13 +306,10 @@ def _write_goals(path: Path, ratios: dict[tuple[int, str], dict[str, list[float]
         if goal.other not in times:
             lines.append([*goal, "", "", "", "peer missing"])
             continue
-        middle, low, high = quartiles(times[goal.ours], times[goal.other])
+        middle, low, high = ratio(times[goal.other], times[goal.ours])
         verdict = "met" if middle >= goal.at_least else "missed"
         lines.append([*goal, f"{middle:.3g}", f"{low:.3g}", f"{high:.3g}", verdict])
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*Goal._fields, "ratio", "low", "high", "verdict"])
-        writer.writerows(lines)
+    write_table(path, [*Goal._fields, "ratio", "low", "high", "verdict"], lines)
     print("\nGoals at 2^22 elements: elements per second of ours over the other's")
     for operation, ours, other, wanted, middle, low, high, verdict in lines:
         print(

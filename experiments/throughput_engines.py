@@ -14,26 +14,24 @@ hardware that has the engines.
 """
 
 import argparse
-import csv
 import datetime
 import importlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import lowprec as lp
 from lowprec.report import engine_speed
 from lowprec.report.shown import standalone
 from lowprec.study.manifest import manifest
+from lowprec.throughput import Compiled, compiled, in_turn, ratio, write_table
 
-Call = Callable[[], Any]
 HOPPER_FP8 = "hopper.wgmma.fp8.fp32"
 GOALS: dict[str, tuple[str, float, float]] = {
     HOPPER_FP8: ("float8_e4m3fn", 15, 25),
@@ -120,7 +118,7 @@ def table(engines: list[str], sizes: Sequence[int], rounds: int, out: Path) -> N
             for row in timed(engine, size, rounds):
                 rows.append(row)
                 print(line(row), flush=True)
-            write(out / "engines.csv", rows)
+            write_table(out / "engines.csv", Row._fields, rows)
     if HOPPER_FP8 in engines:
         ours = [row for row in rows if row.engine == HOPPER_FP8]
         print(beside_mmasim(max(row.multiply_adds_per_second for row in ours)))
@@ -132,7 +130,7 @@ def linear(sizes: Sequence[int], out: Path) -> None:
     for size in sizes:
         rows += timed(HOPPER_FP8, size, 2, ("plain",))
         print(line(rows[-1]), flush=True)
-        write(out / "linear.csv", rows)
+        write_table(out / "linear.csv", Row._fields, rows)
 
 
 def draw(out: Path) -> None:
@@ -153,18 +151,11 @@ def timed(
     given, arrays = operands(engine, size)
     multiply = lambda *x: lp.matmul(x[0], x[1], engine=engine, **with_scales(given, x))
     a = jax.random.normal(jax.random.key(2), (size, size))
-    own = compiled(lambda x, y: jnp.matmul(x, y, precision="highest"), (a, a), None)
+    own = compiled(lambda x, y: jnp.matmul(x, y, precision="highest"), a, a)
     options = {"plain": None, "options": lp.compiler_options()}
-    programs = {way: compiled(multiply, arrays, options[way]) for way in ways}
-    calls = {"own": own[0]} | {way: program[0] for way, program in programs.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            repeats = 5 if name == "own" else 1
-            start = time.perf_counter()
-            for _ in range(repeats):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats)
+    programs = {way: compiled(multiply, *arrays, options=options[way]) for way in ways}
+    calls = {"own": own.call} | {way: program.call for way, program in programs.items()}
+    times = in_turn(calls, rounds, {"own": 5})
     return [row(engine, size, way, times, programs[way]) for way in ways]
 
 
@@ -194,31 +185,14 @@ def with_scales(given: dict[str, Any], arrays: tuple[jax.Array, ...]) -> dict[st
     return given | dict(zip(("a_scale", "b_scale"), arrays[2:], strict=False))
 
 
-def compiled(
-    function: Callable[..., jax.Array],
-    arrays: tuple[jax.Array, ...],
-    options: dict[str, Any] | None,
-) -> tuple[Call, float, int]:
-    """A call that waits for its result, the seconds of its compilation, its temporaries' bytes."""
-    lowered = jax.jit(function, compiler_options=options).lower(*arrays)
-    start = time.perf_counter()
-    program = lowered.compile()
-    seconds = time.perf_counter() - start
-    call = lambda: jax.block_until_ready(program(*arrays))
-    call()
-    analysis = program.memory_analysis()
-    return call, seconds, analysis.temp_size_in_bytes if analysis is not None else 0
-
-
 def row(
     engine: str,
     size: int,
     way: str,
     times: dict[str, list[float]],
-    program: tuple[Call, float, int],
+    program: Compiled,
 ) -> Row:
-    ratios = sorted(mine / own for mine, own in zip(times[way], times["own"], strict=True))
-    low, middle, high = (float(np.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
+    middle, low, high = ratio(times[way], times["own"])
     seconds = statistics.median(times[way])
     _, with_options, plain = GOALS.get(engine, ("", None, None))
     wanted = with_options if way == "options" else plain
@@ -254,14 +228,6 @@ def beside_mmasim(ours: float) -> str:
     op(a, b, c)
     theirs = 128 * 128 * 512 / (time.perf_counter() - start)
     return f"mmasim 2.1.1: {theirs:.2e} multiply-adds/s; ours is {ours / theirs:.0f} times as fast"
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for one in rows:
-            writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in one)
 
 
 if __name__ == "__main__":

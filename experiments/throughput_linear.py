@@ -12,24 +12,21 @@ are of emulation: they say nothing of hardware that has the formats.
 """
 
 import argparse
-import csv
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import lowprec as lp
 from lowprec.models.parameters import Parameters, TransformerConfig, init, linear_shapes
 from lowprec.models.scoring import bits_per_byte, log_probabilities
 from lowprec.models.transformer import forward
+from lowprec.throughput import Compiled, compiled, in_turn, ratio, write_table
 
-Call = Callable[[], Any]
 BASELINE = "bf16"
 WANTED, WANTED_COMPILE = 4.0, 60.0
 RECIPES = (
@@ -64,14 +61,6 @@ class Row(NamedTuple):
     device: str
 
 
-class Compiled(NamedTuple):
-    """A call that waits for its result, with what its compilation cost."""
-
-    call: Call
-    seconds: float
-    temporary_bytes: int
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
@@ -93,7 +82,7 @@ def main() -> None:
     }
     for what, make in subjects.items():
         rows += timed(what, recipes, make, arguments.rounds)
-        write(arguments.out / "training_steps.csv", rows)
+        write_table(arguments.out / "training_steps.csv", Row._fields, rows)
 
 
 def on_native(name: str) -> lp.Recipe:
@@ -165,16 +154,6 @@ def state_of(recipe: lp.Recipe, axes: tuple[int, ...]) -> dict[str, jax.Array]:
     return state
 
 
-def compiled(function: Callable[..., Any], *arrays: Any) -> Compiled:
-    start = time.perf_counter()
-    program = jax.jit(function).lower(*arrays).compile()
-    seconds = time.perf_counter() - start
-    call = lambda: jax.block_until_ready(program(*arrays))
-    call()
-    analysis = program.memory_analysis()
-    return Compiled(call, seconds, analysis.temp_size_in_bytes if analysis is not None else 0)
-
-
 def timed(
     what: str, recipes: list[lp.Recipe], make: Callable[[lp.Recipe], Compiled], rounds: int
 ) -> list[Row]:
@@ -183,18 +162,12 @@ def timed(
     for recipe in recipes:
         programs[recipe.name] = make(recipe)
         print(f"{what:6} {recipe.name:24} compiled in {programs[recipe.name].seconds:.1f} s")
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            start = time.perf_counter()
-            program.call()
-            times[name].append(time.perf_counter() - start)
+    times = in_turn({name: program.call for name, program in programs.items()}, rounds)
     return [row(what, name, times, programs[name]) for name in programs]
 
 
 def row(what: str, name: str, times: dict[str, list[float]], program: Compiled) -> Row:
-    ratios = [mine / bf16 for mine, bf16 in zip(times[name], times[BASELINE], strict=True)]
-    low, middle, high = (float(np.quantile(ratios, q)) for q in (0.25, 0.5, 0.75))
+    middle, low, high = ratio(times[name], times[BASELINE])
     met = "met" if middle <= WANTED and program.seconds <= WANTED_COMPILE else "missed"
     seconds, device = statistics.median(times[name]), jax.devices()[0].device_kind
     print(
@@ -203,15 +176,6 @@ def row(what: str, name: str, times: dict[str, list[float]], program: Compiled) 
         flush=True,
     )
     return Row(what, name, seconds, middle, low, high, WANTED, met, *program[1:], device)
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        for one in rows:
-            writer.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in one)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from lowprec import metrics as metrics
+from lowprec import throughput as throughput
 from lowprec.engines import Engine as Engine
 from lowprec.engines import get_engine as get_engine
 from lowprec.engines import list_engines as list_engines

@@ -1,0 +1,7 @@
+"""Time: what a call takes on this machine, beside another in the same rounds."""
+
+from lowprec.throughput.timing import Compiled as Compiled
+from lowprec.throughput.timing import compiled as compiled
+from lowprec.throughput.timing import in_turn as in_turn
+from lowprec.throughput.timing import ratio as ratio
+from lowprec.throughput.timing import write_table as write_table
