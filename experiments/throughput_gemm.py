@@ -11,19 +11,21 @@ they say nothing of hardware that has the formats.
 
 import argparse
 import datetime
-import json
 import statistics
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 import lowprec as lp
+from lowprec.report.recipe_speed import keep_manifest
+from lowprec.report.stored import write_table
 from lowprec.study.manifest import manifest
-from lowprec.throughput import compiled, in_turn, ratio, write_table
+from lowprec.throughput import Compiled, GemmTime, compiled, in_turn, ratio
 
+Way = Literal["plain", "options"]
 GOALS = {
     ("mxfp8", "native"): 2.0,
     ("mxfp4", "native"): 2.0,
@@ -32,24 +34,6 @@ GOALS = {
     ("deepseek_v3", "fp32"): 8.0,
 }
 """Recipes and engines, and how many times the machine's own product they may take."""
-
-
-class Row(NamedTuple):
-    """A line of the table: times in seconds, ratios to the machine's float32 product."""
-
-    size: int
-    recipe: str
-    engine: str
-    way: str
-    seconds: float
-    times_float32: float
-    low: float
-    high: float
-    wanted: float
-    met: str
-    compile_seconds: float
-    temporary_bytes: int
-    device: str
 
 
 def main() -> None:
@@ -62,22 +46,21 @@ def main() -> None:
     rows = timed(arguments.size, arguments.rounds)
     for row in rows:
         print(line(row), flush=True)
-    write_table(arguments.out / "gemm.csv", Row._fields, rows)
+    write_table(rows, GemmTime, arguments.out / "recipes" / "gemm.csv")
     record = manifest([], [], {"size": arguments.size, "rounds": arguments.rounds}) | {
         "command": f"python experiments/{Path(__file__).name}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - start),
     }
-    text = json.dumps(record, indent=2, sort_keys=True)
-    (arguments.out / "gemm.json").write_text(text + "\n", encoding="utf-8")
+    keep_manifest("gemm", record, arguments.out / "recipes")
 
 
-def timed(size: int, rounds: int) -> list[Row]:
+def timed(size: int, rounds: int) -> list[GemmTime]:
     """Every recipe both ways, against the machine's own product in the same rounds."""
     a, b = (jax.random.normal(jax.random.key(seed), (size, size)) for seed in (0, 1))
     own = compiled(lambda a, b: jnp.matmul(a, b, precision="highest"), a, b)
-    ways = {"plain": None, "options": lp.compiler_options()}
-    programs = {
+    ways: dict[Way, dict[str, Any] | None] = {"plain": None, "options": lp.compiler_options()}
+    programs: dict[tuple[str, str, Way], Compiled] = {
         (recipe, engine, way): compiled(
             lambda a, b, recipe=recipe, engine=engine: lp.gemm(a, b, recipe, engine=engine),
             a,
@@ -95,16 +78,26 @@ def timed(size: int, rounds: int) -> list[Row]:
         middle, low, high = ratio(seconds, times["own"])
         wanted = GOALS[recipe, engine]
         rows.append(
-            Row(
-                size, recipe, engine, way, statistics.median(seconds), middle, low, high, wanted,
-                "met" if middle <= wanted else "missed", program.seconds, program.temporary_bytes,
-                jax.devices()[0].device_kind,
+            GemmTime(
+                size=size,
+                recipe=recipe,
+                engine=engine,
+                way=way,
+                seconds=statistics.median(seconds),
+                times_float32=middle,
+                low=low,
+                high=high,
+                wanted=wanted,
+                met="met" if middle <= wanted else "missed",
+                compile_seconds=program.seconds,
+                temporary_bytes=program.temporary_bytes,
+                device=jax.devices()[0].device_kind,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
-def line(row: Row) -> str:
+def line(row: GemmTime) -> str:
     return (
         f"{row.size:5} {row.recipe:12} {row.engine:7} {row.way:8} {row.seconds:7.3f} s  "
         f"{row.times_float32:5.2f} times float32 ({row.low:.2f} to {row.high:.2f})  wanted "

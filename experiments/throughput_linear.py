@@ -13,10 +13,12 @@ are of emulation: they say nothing of hardware that has the formats.
 
 import argparse
 import dataclasses
+import datetime
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,12 @@ import lowprec as lp
 from lowprec.models.parameters import Parameters, TransformerConfig, init, linear_shapes
 from lowprec.models.scoring import bits_per_byte, log_probabilities
 from lowprec.models.transformer import forward
-from lowprec.throughput import Compiled, compiled, in_turn, ratio, write_table
+from lowprec.report.recipe_speed import keep_manifest
+from lowprec.report.stored import write_table
+from lowprec.study.manifest import manifest
+from lowprec.throughput import Compiled, TrainingTime, compiled, in_turn, ratio
 
+What = Literal["layer", "step"]
 BASELINE = "bf16"
 WANTED, WANTED_COMPILE = 4.0, 60.0
 RECIPES = (
@@ -45,22 +51,6 @@ RECIPES = (
 HISTORY = 1024
 
 
-class Row(NamedTuple):
-    """A line of the table: seconds of one call, and how many times those of bf16."""
-
-    what: str
-    recipe: str
-    seconds: float
-    times_bf16: float
-    low: float
-    high: float
-    wanted: float
-    met: str
-    compile_seconds: float
-    temporary_bytes: int
-    device: str
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
@@ -75,14 +65,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/throughput"))
     arguments = parser.parse_args()
     recipes = [on_native(name) for name in dict.fromkeys((BASELINE, *arguments.recipes))]
-    rows: list[Row] = []
-    subjects: dict[str, Callable[[lp.Recipe], Compiled]] = {
+    start = time.perf_counter()
+    rows: list[TrainingTime] = []
+    subjects: dict[What, Callable[[lp.Recipe], Compiled]] = {
         "layer": lambda recipe: layer(recipe, *arguments.layer),
         "step": lambda recipe: step(recipe, model(*arguments.model), *arguments.batch),
     }
     for what, make in subjects.items():
         rows += timed(what, recipes, make, arguments.rounds)
-        write_table(arguments.out / "training_steps.csv", Row._fields, rows)
+        write_table(rows, TrainingTime, arguments.out / "recipes" / "training_steps.csv")
+    settings = {x: getattr(arguments, x) for x in ("layer", "model", "batch", "rounds")}
+    record = manifest([], [], settings) | {
+        "command": f"python experiments/{Path(__file__).name}",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seconds": round(time.perf_counter() - start),
+    }
+    keep_manifest("training_steps", record, arguments.out / "recipes")
 
 
 def on_native(name: str) -> lp.Recipe:
@@ -155,8 +153,8 @@ def state_of(recipe: lp.Recipe, axes: tuple[int, ...]) -> dict[str, jax.Array]:
 
 
 def timed(
-    what: str, recipes: list[lp.Recipe], make: Callable[[lp.Recipe], Compiled], rounds: int
-) -> list[Row]:
+    what: What, recipes: list[lp.Recipe], make: Callable[[lp.Recipe], Compiled], rounds: int
+) -> list[TrainingTime]:
     """Every recipe once a round, in turn."""
     programs = {}
     for recipe in recipes:
@@ -166,7 +164,7 @@ def timed(
     return [row(what, name, times, programs[name]) for name in programs]
 
 
-def row(what: str, name: str, times: dict[str, list[float]], program: Compiled) -> Row:
+def row(what: What, name: str, times: dict[str, list[float]], program: Compiled) -> TrainingTime:
     middle, low, high = ratio(times[name], times[BASELINE])
     met = "met" if middle <= WANTED and program.seconds <= WANTED_COMPILE else "missed"
     seconds, device = statistics.median(times[name]), jax.devices()[0].device_kind
@@ -175,7 +173,20 @@ def row(what: str, name: str, times: dict[str, list[float]], program: Compiled) 
         f"wanted {WANTED:g}: {met}",
         flush=True,
     )
-    return Row(what, name, seconds, middle, low, high, WANTED, met, *program[1:], device)
+    return TrainingTime(
+        what=what,
+        recipe=name,
+        seconds=seconds,
+        times_bf16=middle,
+        low=low,
+        high=high,
+        wanted=WANTED,
+        wanted_compile=WANTED_COMPILE,
+        met=met,
+        compile_seconds=program.seconds,
+        temporary_bytes=program.temporary_bytes,
+        device=device,
+    )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,19 @@ class Table:
     columns: list[tuple[str, bool]]
     rows: list[list[str]]
 
+    @classmethod
+    def of(
+        cls, name: str, title: str, note: str, columns: Sequence[Column], frame: pl.DataFrame
+    ) -> "Table":
+        """A frame's rows, each cell as its column writes it."""
+        return cls(
+            name=name,
+            title=title,
+            note=note,
+            columns=[(heading, numeric) for heading, numeric, _ in columns],
+            rows=[[cell(row) for _, _, cell in columns] for row in frame.iter_rows(named=True)],
+        )
+
 
 def page_tables(results: Results) -> list[Table]:
     """The tables that the results have rows for."""
@@ -58,15 +71,7 @@ def timing_table(timings: pl.DataFrame) -> Table | None:
 def _table(
     name: str, title: str, note: str, columns: Sequence[Column], frame: pl.DataFrame
 ) -> Table | None:
-    if frame.is_empty():
-        return None
-    return Table(
-        name=name,
-        title=title,
-        note=note,
-        columns=[(heading, numeric) for heading, numeric, _ in columns],
-        rows=[[cell(row) for _, _, cell in columns] for row in frame.iter_rows(named=True)],
-    )
+    return None if frame.is_empty() else Table.of(name, title, note, columns, frame)
 
 
 def _model(model: pl.DataFrame) -> Table | None:

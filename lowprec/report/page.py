@@ -11,12 +11,15 @@ import polars as pl
 from lowprec.report import digest, entries, figures, tables
 from lowprec.report.accumulation import read_accumulation
 from lowprec.report.accumulation_section import accumulation_section
+from lowprec.report.communication import read_communication
 from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
 from lowprec.report.ledger import read_ledger
+from lowprec.report.prepare import read_prepare
 from lowprec.report.proof import read_proof
+from lowprec.report.recipe_speed import read_recipe_speed
 from lowprec.report.results import SCHEMAS, Results
 from lowprec.report.section import Section
 from lowprec.report.shown import Draw, Shown, standalone
@@ -35,12 +38,10 @@ FIGURES: Mapping[str, tuple[str, str, Draw]] = {
 def write_report(results: Results, out: Path) -> Path:
     """Writes tables, figures, the manifest and `index.html` into the directory `out`.
 
-    The directory is made where it is missing, its parent is not. Where it has a folder `formats`
-    or `accumulation`, with what `lowprec.report.formats.write_formats` or
-    `lowprec.report.accumulation.write_accumulation` wrote, or `proof`, `ledger` or `throughput`
-    with the tables of `lowprec.report.proof`, `lowprec.report.ledger` or
-    `lowprec.report.engine_speed`, the page has a section of it. The same results give the same
-    bytes in every file; measured times are in `timings.*` and in tables of the page alone.
+    The directory is made where it is missing, its parent is not. The page has a section of every
+    experiment whose tables lie in a folder of `out`, as `experiments` finds them. The same results
+    give the same bytes in every file; measured times are in `timings.*` and in tables of the page
+    alone.
 
     Returns:
       The path of the page.
@@ -86,7 +87,10 @@ def experiments(out: Path) -> list[Section]:
         None if compared is None else format_section(compared),
         None if studied is None else accumulation_section(studied),
         read_ledger(out / "ledger"),
+        read_prepare(out / "prepare"),
+        read_communication(out / "communication"),
         read_speed(out / "throughput"),
+        read_recipe_speed(out / "throughput" / "recipes"),
     )
     return [section for section in found if section is not None]
 

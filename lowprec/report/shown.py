@@ -1,7 +1,8 @@
 """A figure as it stands on a page."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lowprec.report import style
@@ -41,3 +42,11 @@ def show(name: str, heading: str, data: str, draw: Draw, *frames: Any) -> Shown 
 def standalone(drawn: str) -> str:
     """An `<svg>` element as a file of its own."""
     return f'<?xml version="1.0" encoding="utf-8"?>\n{drawn}'
+
+
+def write_figures(figures: Sequence[Shown], out: Path) -> None:
+    """Writes figures, as they are on a screen, into the folder `figures` of a directory."""
+    drawn = out / "figures"
+    drawn.mkdir(parents=True, exist_ok=True)
+    for figure in figures:
+        (drawn / f"{figure.name}.svg").write_text(standalone(figure.wide), encoding="utf-8")

@@ -36,7 +36,7 @@ def manifest(
             "xla_flags": os.environ.get("XLA_FLAGS", ""),
         },
         "settings": dict(settings),
-        "catalogue": [_entry(kind, value) for kind, value in _used(recipes)],
+        "catalogue": [entry(value) for _, value in _used(recipes)],
         "files": {path.name: sha256(path) for path in files},
     }
 
@@ -89,8 +89,9 @@ def _kind(value: Recipe | Engine | Block | Format) -> catalogue.Kind:
             return "elements"
 
 
-def _entry(kind: catalogue.Kind, value: Any) -> dict[str, Any]:
+def entry(value: Recipe | Engine | Block | Format) -> dict[str, Any]:
     """An entry's name, citation and file hash; a value that is not the catalogue's says so."""
+    kind = _kind(value)
     record: dict[str, Any] = {"kind": kind, "name": value.name}
     if isinstance(value, Engine):
         record["reproducibility"] = value.reproducibility
