@@ -11,7 +11,7 @@ from lowprec.gemm.preparation import Preparation
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import is_stochastic
 from lowprec.numerics.spec import check_spec
-from lowprec.scaling.block import Block, get_block, get_format_or_block
+from lowprec.scaling.block import Block, get_format_or_block
 
 Role = Literal["fprop", "dgrad", "wgrad"]
 ROLES: tuple[Role, ...] = typing.get_args(Role)
@@ -321,22 +321,11 @@ def operand_bits(operand: Format | Block) -> float:
     return operand.bits_per_element if isinstance(operand, Block) else float(operand.bits)
 
 
-def get_operand(name: str) -> Format | Block:
-    """A number format or a block scaling; `block:NAME` where a format has the name too.
-
-    Example:
-      >>> get_operand("mxint8").bits, get_operand("block:mxint8").bits_per_element
-      (8, 8.25)
-    """
-    kind, _, plain = name.partition(":")
-    return get_block(plain) if kind == "block" else get_format_or_block(name)
-
-
 _RESOLVERS = {
     Engine: get_engine,
     Format: get_format,
-    Format | Block: get_operand,
-    Format | Block | None: get_operand,
+    Format | Block: get_format_or_block,
+    Format | Block | None: get_format_or_block,
 }
 
 

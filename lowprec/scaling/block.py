@@ -456,19 +456,35 @@ def get_block(block: str | Block) -> Block:
 def get_format_or_block(name: str | Format | Block) -> Format | Block:
     """Finds a number format or a block scaling; a TOML file that has `element` is a block.
 
+    `format:NAME` and `block:NAME` say which of the two is meant.
+
     Raises:
-      ValueError: neither a format nor a block has that name; near matches are listed.
+      ValueError: neither a format nor a block has that name, near matches being listed, or both
+        have it.
 
     Example:
       >>> get_format_or_block("bfloat16").name, get_format_or_block("nvfp4").name
       ('bfloat16', 'nvfp4')
+      >>> get_format_or_block("format:mxint8").bits
+      8
+      >>> get_format_or_block("block:mxint8").bits_per_element
+      8.25
     """
     if isinstance(name, Block):
         return name
-    if not isinstance(name, str) or names_format(name):
+    if not isinstance(name, str):
         return get_format(name)
+    kind, _, plain = name.partition(":")
+    if kind in ("format", "block") and plain:
+        return get_block(plain) if kind == "block" else get_format(plain)
     if catalogue.is_path(name):
         return get_block(name) if catalogue.has_key(name, "element") else get_format(name)
+    if names_format(name):
+        if name in list_blocks():
+            raise ValueError(
+                f"{name!r} is a format and a block; use 'format:{name}' or 'block:{name}'"
+            )
+        return get_format(name)
     if name not in list_blocks():
         raise ValueError(
             catalogue.unknown(

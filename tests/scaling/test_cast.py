@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lowprec as lp
-from lowprec.numerics import Format, decode, encode
+from lowprec.numerics import Format, decode, encode, get_format
 from lowprec.scaling import Block, cast, get_format_or_block, quantize
 from tests.helpers import as_bits, assert_bits_equal, floats, random_words
 from tests.scaling.helpers import slow_if
@@ -52,6 +52,16 @@ def test_a_file_may_hold_a_format_or_a_block(tmp_path: Path) -> None:
         assert get_format_or_block(str(own)).name == f"own_{name}"
         assert_bits_equal(cast(patterns(), str(own)), cast(patterns(), name))
     assert isinstance(get_format_or_block(str(own)), Block)
+
+
+def test_a_name_of_both_kinds_must_say_which() -> None:
+    message = "'mxint8' is a format and a block; use 'format:mxint8' or 'block:mxint8'"
+    with pytest.raises(ValueError, match=message):
+        cast(patterns(), "mxint8")
+    one, other = (cast(patterns(), f"{kind}:mxint8") for kind in ("format", "block"))
+    assert_bits_equal(one, cast(patterns(), get_format("mxint8")))
+    assert_bits_equal(other, quantize(patterns(), "mxint8").dequantize())
+    assert (np.asarray(one) != np.asarray(other)).any()
 
 
 @pytest.mark.parametrize("target", ["float8_e4m3fn", "mxfp4"])
