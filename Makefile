@@ -3,12 +3,13 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 
-.PHONY: help report report-full test slow lint train prove mutants clean
+.PHONY: help report report-full test slow thorough lint train prove mutants clean
 
 help:
 	@echo "make report       compare recipes on the small model, write reports/index.html"
 	@echo "make test         the fast tests"
 	@echo "make slow         the slow proofs"
+	@echo "make thorough     the slow proofs of their relatives, which CI leaves out (half an hour)"
 	@echo "make lint         ruff and pyright"
 	@echo "make report-full  the report over all of the held-out text"
 	@echo "make train        train the small model again (about half an hour)"
@@ -26,7 +27,10 @@ test: .venv/installed
 	$(RUN) -m pytest -q -n 2 -m "not slow"
 
 slow: .venv/installed
-	$(RUN) -m pytest -q -n 2 -m slow
+	$(RUN) -m pytest -q -n 2 -m "slow and not thorough"
+
+thorough: .venv/installed
+	$(RUN) -m pytest -q -n 2 -m thorough
 
 lint: .venv/installed-lint .venv/installed-train .venv/installed-mutants
 	$(RUN) -m ruff check .

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -357,3 +357,29 @@ def load_experiment(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def graded(
+    cases: Sequence[Any],
+    *,
+    fast: Collection[Any] = (),
+    every: int = 2,
+    name: Callable[[Any], str] | None = None,
+) -> list[Any]:
+    """Cases as parameters: the fast ones, and of the others every so many slow, the rest thorough.
+
+    Relatives stand together in the order of names, so that each has a neighbour among the slow. A
+    tuple is a parameter for each of its members, unless cases are given names.
+    """
+    out, rank = [], 0
+    for case in cases:
+        marks = []
+        if case not in fast:
+            marks = [pytest.mark.slow, *[pytest.mark.thorough] * (rank % every != 0)]
+            rank += 1
+        if name is not None:
+            out.append(pytest.param(case, marks=marks, id=name(case)))
+        else:
+            values = case if isinstance(case, tuple) else (case,)
+            out.append(pytest.param(*values, marks=marks))
+    return out

@@ -12,7 +12,7 @@ from lowprec.engines.narrowing import has_units, holds_products, nearest_even, t
 from lowprec.numerics import Format, float32, get_format, oracle
 from lowprec.numerics.codec import decode_bits, encode_bits
 from tests.engines.dots import KINDS, by_matmul, by_oracle, draw
-from tests.helpers import NOT_FINITE, SIGN, UInts, as_bits, assert_bits_equal, floats
+from tests.helpers import NOT_FINITE, SIGN, UInts, as_bits, assert_bits_equal, floats, graded
 
 FORMATS = ("float16", "e6m9", "e5m20", "e7m2")
 NAN = np.uint32(0x7FC00000)
@@ -256,8 +256,7 @@ def test_chunks_of_more_bits_than_their_sum_are_rounded_once() -> None:
     assert matmul(a, b, -c, engine="chunked.2.e6m9.bfloat16").item() == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", graded(KINDS))
 @pytest.mark.parametrize(("name", "a", "b"), NARROW)
 def test_narrow_operands_are_exact(name: str, a: str, b: str, kind: str) -> None:
     formats = get_format(a), get_format(b)

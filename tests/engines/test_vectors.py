@@ -24,6 +24,7 @@ from lowprec.engines.vectors import (
     vector_lines,
     write_vectors,
 )
+from tests.helpers import graded
 
 WIDE17 = """
 name = "wide17"
@@ -95,8 +96,7 @@ def test_the_c_reference_agrees_with_the_oracle(name: str, wide17: Path) -> None
         assert (status, said.splitlines()[-1]) == (0, f"{name}: {COUNT} checked, 0 mismatches")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("name", graded(COMPILED))
 def test_the_c_reference_agrees_on_many(name: str, wide17: Path) -> None:
     engine = get_engine(str(wide17) if name == "wide17" else name)
     program = compile_reference(c_reference(engine), wide17.parent)

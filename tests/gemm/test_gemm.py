@@ -20,7 +20,7 @@ from lowprec.metrics import sqnr_db
 from lowprec.numerics import Format
 from lowprec.scaling import Block, cast, get_block
 from tests.gemm.exact import exact_gemm
-from tests.helpers import assert_bits_equal
+from tests.helpers import assert_bits_equal, graded
 from tests.scaling.helpers import slow_if
 
 M, K, N = 2, 300, 3
@@ -92,7 +92,7 @@ def _noise(fmt: Format) -> float:
 
 @pytest.mark.parametrize(
     ("name", "role"),
-    [pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != FAST[0])) for case in cases()],
+    graded(cases(), fast=[case for case in cases() if case[0] == FAST[0]]),
 )
 def test_recipe_is_exact_under_the_fp32_engine(name: str, role: Any) -> None:
     a, b = operands()
@@ -128,9 +128,7 @@ def test_promotion_of_scaled_operands_is_exact() -> None:
     assert_bits_equal(got, exact_gemm(np.asarray(a), np.asarray(b), recipe, "fprop").view("f4"))
 
 
-@pytest.mark.parametrize(
-    "name", slow_if(representatives(), [name for name in representatives() if name != "bf16"])
-)
+@pytest.mark.parametrize("name", graded(representatives(), fast=["bf16"]))
 def test_recipe_is_near_the_product_of_its_dequantized_operands(name: str) -> None:
     a, b = operands(32, K, 24)
     recipe = get_recipe(name).in_role("fprop")

@@ -15,7 +15,7 @@ from lowprec.metrics import sqnr_db
 from lowprec.numerics import get_format
 from lowprec.scaling import get_block
 from tests.gemm.linear_cases import KEY, by_linear, by_products, on, operands
-from tests.helpers import assert_bits_equal, floats
+from tests.helpers import assert_bits_equal, floats, graded
 from tests.scaling.helpers import slow_if
 
 FAST = ("bf16", "mxfp8")
@@ -61,9 +61,7 @@ def check(recipe: Recipe, rows: tuple[int, ...], depth: int, out: int) -> None:
         assert sqnr_db(np.asarray(one, np.float64).reshape(other.shape), other) > 3
 
 
-@pytest.mark.parametrize(
-    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-)
+@pytest.mark.parametrize("name", graded((*FAST, *SLOW), fast=FAST))
 def test_three_products_are_those_of_gemm(name: str) -> None:
     check(on(name, "native"), (2, 35), 40, 33)
 
@@ -74,8 +72,9 @@ def test_three_products_are_those_of_gemm_over_several_tiles(name: str) -> None:
     check(on(name, "native"), (3, 50), 136, 130)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["deepseek_v3", "te_current", "deepgemm_sm100", "nvfp4_training"])
+@pytest.mark.parametrize(
+    "name", graded(["deepseek_v3", "te_current", "nvfp4_training", "deepgemm_sm100"])
+)
 def test_three_products_are_those_of_gemm_on_the_recipes_own_engines(name: str) -> None:
     check(get_recipe(name), (70,), 48, 32)
 

@@ -26,7 +26,7 @@ from lowprec.gemm.preparation import Gptq, LowRank, Rotation, Smoothing
 from lowprec.gemm.prepare_calibration import calibration_rows
 from lowprec.metrics import sqnr_db
 from lowprec.scaling import QTensor, cast, get_block, quantize, transforms
-from tests.helpers import assert_bits_equal
+from tests.helpers import assert_bits_equal, graded
 
 K, N = 32, 12
 PREPARED = [name for name in lp.list_recipes() if get_recipe(name).prepare is not None]
@@ -236,10 +236,7 @@ def test_low_rank_of_the_weight_leaves_the_rest_to_be_quantized() -> None:
 # All of it
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x != "gptq_mxfp4")) for x in PREPARED],
-)
+@pytest.mark.parametrize("name", graded(PREPARED, fast=["gptq_mxfp4"]))
 def test_recipes_of_the_catalogue_prepare_and_multiply(name: str) -> None:
     x, w = rows(120, 64), weight(64, 40)
     recipe = get_recipe(name)

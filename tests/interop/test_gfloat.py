@@ -12,7 +12,7 @@ import pytest
 import lowprec as lp
 from lowprec.numerics import Format, get_format
 from lowprec.numerics.codec import encode_bits
-from tests.helpers import as_bits, edges, floats, random_words, sized
+from tests.helpers import as_bits, edges, floats, graded, random_words, sized
 
 pytestmark = pytest.mark.slow
 
@@ -111,10 +111,7 @@ def test_every_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("rounding", MODES)
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x not in QUICK)) for x in ROUNDED],
-)
+@pytest.mark.parametrize("name", graded(ROUNDED, fast=QUICK))
 def test_roundings(name: str, rounding: str) -> None:
     fmt, bits = ours(name), inputs(name)
     with np.errstate(invalid="ignore"):

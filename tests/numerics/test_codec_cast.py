@@ -15,6 +15,7 @@ from tests.helpers import (
     edges,
     encoded,
     floats,
+    graded,
     random_words,
     sized,
 )
@@ -31,7 +32,7 @@ KINDS = ("float8_e4m3fnuz", "float8_e8m0fnu", "table_that_overflows")
 
 @pytest.mark.parametrize(
     "fmt",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x.name not in KINDS), id=x.name) for x in FORMATS],
+    graded(FORMATS, fast=[x for x in FORMATS if x.name in KINDS], name=lambda x: x.name),
 )
 def test_one_step_is_encode_and_decode(fmt: Format) -> None:
     special = np.array([sign | x for sign in (0, 1 << 31) for x in NOT_FINITE], np.uint32)

@@ -20,6 +20,7 @@ from tests.helpers import (
     assert_bits_equal,
     code_sample,
     each_of,
+    graded,
     random_words,
     sized,
 )
@@ -54,7 +55,7 @@ def edges(fmt: Format) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize(
     "fmt",
-    [pytest.param(x, marks=[pytest.mark.slow] * (x.name not in EDGES), id=x.name) for x in FORMATS],
+    graded(FORMATS, fast=[x for x in FORMATS if x.name in EDGES], name=lambda x: x.name),
 )
 def test_edges(fmt: Format) -> None:
     x = edges(fmt)

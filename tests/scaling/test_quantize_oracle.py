@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowprec.scaling import Block, get_block, oracle
-from tests.helpers import UInts, random_words
+from tests.helpers import UInts, graded, random_words
 from tests.scaling.helpers import (
     BLOCK_NAMES,
     BLOCKS,
@@ -65,8 +65,7 @@ def test_rows_with_a_ragged_tile(block: Block, data: st.DataObject) -> None:
     assert_exact(some(data, block, (2, width(block))), block)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SCALED)
+@pytest.mark.parametrize("name", graded(SCALED))
 @settings(max_examples=3)
 @given(data=st.data())
 def test_rows_with_a_ragged_tile_of_the_block_itself(name: str, data: st.DataObject) -> None:
@@ -74,7 +73,7 @@ def test_rows_with_a_ragged_tile_of_the_block_itself(name: str, data: st.DataObj
     assert_exact(some(data, block, (2, width(block))), block)
 
 
-@pytest.mark.parametrize("name", slow_if(SCALED, set(SCALED) - set(COLUMNS)))
+@pytest.mark.parametrize("name", graded(SCALED, fast=COLUMNS))
 @settings(max_examples=3)
 @given(data=st.data())
 def test_columns_with_a_ragged_tile(name: str, data: st.DataObject) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lowprec.scaling import QTensor, get_block, quantize
-from tests.helpers import as_bits, floats, load_experiment
+from tests.helpers import as_bits, floats, graded, load_experiment
 from tests.scaling.helpers import (
     FAST,
     SCALED,
@@ -91,7 +91,7 @@ ZEROS = (
 )
 
 
-@pytest.mark.parametrize("name", slow_if(WITH_ZERO, set(WITH_ZERO) - set(ZEROS)))
+@pytest.mark.parametrize("name", graded(WITH_ZERO, fast=ZEROS))
 def test_zeros_give_zero_codes_and_keep_their_sign(name: str) -> None:
     zeros = np.zeros_like(ordinary(name))
     zeros[0, ::2] = -0.0
@@ -181,7 +181,7 @@ def test_subnormals_below_eps_are_zero() -> None:
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", slow_if(NAN_TILE, [n for n in NAN_TILE if n not in FAST]))
+@pytest.mark.parametrize("name", graded(NAN_TILE, fast=FAST))
 def test_a_nan_or_inf_makes_its_tile_nan_and_no_other(name: str, special: float) -> None:
     x = ordinary(name)
     clean = np.asarray(q_of(name, x).dequantize())

@@ -13,6 +13,7 @@ import pytest
 
 from lowprec.engines import Engine
 from lowprec.study.engine_dots import product_codes
+from tests.helpers import graded
 from tests.silicon.hopper_capture import (
     Captured,
     capture,
@@ -132,8 +133,7 @@ def test_the_promoted_product_differs_nowhere(tmp_path: Path) -> None:
     assert len(np.unique(found.d)) == found.d.size
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("instruction", INSTRUCTIONS, ids=lambda one: one.name)
+@pytest.mark.parametrize("instruction", graded(INSTRUCTIONS, every=3, name=lambda one: one.name))
 def test_every_group_of_every_instruction(instruction: Instruction, tmp_path: Path) -> None:
     round_trip([(instruction, group) for group in GROUPS], tmp_path / "hopper_none.npz")
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lowprec.engines import Engine
+from tests.helpers import graded
 from tests.silicon.captures import CAPTURES, FORMATS, Capture, capture, engine_of
 from tests.silicon.test_oracle import mismatches
 
@@ -61,7 +62,7 @@ def faint(file: str, output: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("file", "output"), CAPTURES)
+@pytest.mark.parametrize(("file", "output"), graded(CAPTURES))
 def test_one_wrong_parameter(file: str, output: str) -> None:
     engine, fmt = engine_of(file, output), FORMATS[file.split("_")[1]]
     rows = Capture(*capture(file, output))

@@ -16,7 +16,7 @@ from lowprec.gemm.gemm import summation
 from lowprec.study.ledger import ledger
 from lowprec.study.ledger_operand import read_sides
 from lowprec.study.ledger_terms import TERMS, Ledger
-from tests.helpers import assert_bits_equal
+from tests.helpers import assert_bits_equal, graded
 from tests.study.ledger_oracle import exact_ledger, in_role
 
 KEY = jax.random.key(5)
@@ -69,10 +69,7 @@ def _id(case: tuple[str, str | None, str, dict[str, Any]]) -> str:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(x, id=_id(x), marks=[pytest.mark.slow] * (x[:2] not in FAST or bool(x[3])))
-        for x in CASES
-    ],
+    graded(CASES, fast=[x for x in CASES if x[:2] in FAST and not x[3]], name=_id),
 )
 def test_every_term_is_exact(case: tuple[str, str | None, str, dict[str, Any]]) -> None:
     name, engine, role, changes = case
@@ -198,8 +195,7 @@ def representatives() -> list[str]:
     return list(found.values())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", graded(representatives(), every=3))
 def test_a_ledger_of_every_way_to_sum(name: str) -> None:
     a, b = operands(24, 300, 20, seed=6)
     a[-1, :2] = 1.0

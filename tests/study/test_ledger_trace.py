@@ -13,7 +13,7 @@ from lowprec.engines.engine import Engine
 from lowprec.engines.matmul import nameless, product
 from lowprec.engines.trace import aligns, trace
 from tests.engines.test_modes import given
-from tests.helpers import as_bits, assert_bits_equal
+from tests.helpers import as_bits, assert_bits_equal, graded
 
 FAST = ("hopper.wgmma.fp8.fp32",)
 
@@ -58,10 +58,7 @@ def traced(name: str) -> tuple[Engine, Aligned, Any]:
     return engine, sums, product(a, b, None, engine, formats, scales)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=[pytest.mark.slow] * (x not in FAST)) for x in ENGINES]
-)
+@pytest.mark.parametrize("name", graded(ENGINES))
 def test_sums_are_a_chain_that_ends_in_the_product(name: str) -> None:
     engine, sums, out = traced(name)
     starts, ends = np.asarray(sums.start), np.asarray(sums.end)

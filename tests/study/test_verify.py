@@ -234,6 +234,7 @@ def test_a_gpu_of_which_nothing_is_claimed_is_skipped(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_everything_holds() -> None:
     folder = FOLDER if FOLDER.is_dir() else None
     found = list(verify.verify(folder))
