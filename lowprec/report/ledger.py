@@ -1,23 +1,19 @@
 """The results of experiments/ledger.py as files, and the report's section on them."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lowprec.report import ledger_figure, shown, words
+from lowprec.report import ledger_figure, shown, stored, words
 from lowprec.report.digest import Column, Table
 from lowprec.report.findings import Finding
 from lowprec.report.section import Section
 from lowprec.study.ledger_rows import LedgerRow
 
-TERMS, MANIFEST = "terms", "manifest.json"
-_KINDS: dict[Any, pl.DataType] = {str: pl.String(), int: pl.Int64(), float: pl.Float64()}
-SCHEMA = {field.name: _KINDS[field.type] for field in fields(LedgerRow)}
-"""The columns of the table of terms."""
+TERMS = "terms"
+SCRIPT = "experiments/ledger.py"
 FIGURES: Mapping[str, tuple[str, shown.Draw]] = {
     "ledger_parts": ("What the error is made of", ledger_figure.parts),
     "ledger_energy": ("How large each term is", ledger_figure.energies),
@@ -27,15 +23,10 @@ FIGURES: Mapping[str, tuple[str, shown.Draw]] = {
 
 def write_ledger(rows: Sequence[LedgerRow], record: dict[str, Any], out: Path) -> Section:
     """Writes `terms.csv`, `manifest.json` and the figures into a directory; returns the section."""
-    drawn = out / "figures"
-    drawn.mkdir(parents=True, exist_ok=True)
-    frame = pl.DataFrame([asdict(row) for row in rows], SCHEMA)
-    frame.write_csv(out / f"{TERMS}.csv")
-    text = json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False)
-    (out / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    frame = stored.write_table(rows, LedgerRow, out / f"{TERMS}.csv")
+    stored.write_manifest(record, out)
     section = ledger_section(frame, record)
-    for figure in section.figures:
-        (drawn / f"{figure.name}.svg").write_text(shown.standalone(figure.wide), encoding="utf-8")
+    shown.write_figures(section.figures, out)
     return section
 
 
@@ -45,20 +36,8 @@ def read_ledger(folder: Path) -> Section | None:
     Raises:
       ValueError: the table lacks a column, or has another type in it.
     """
-    path = folder / f"{TERMS}.csv"
-    if not path.is_file():
-        return None
-    again = "experiments/ledger.py writes it anew"
-    try:
-        frame = pl.read_csv(path, schema_overrides=SCHEMA)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"cannot read {path}: {error}; {again}") from error
-    missing = [column for column in SCHEMA if column not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
-    manifest = folder / MANIFEST
-    record = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-    return ledger_section(frame, record)
+    frame = stored.read_table(folder / f"{TERMS}.csv", LedgerRow, SCRIPT)
+    return None if frame is None else ledger_section(frame, stored.read_manifest(folder))
 
 
 def ledger_section(frame: pl.DataFrame, record: dict[str, Any]) -> Section:
@@ -134,13 +113,8 @@ def _table(frame: pl.DataFrame) -> Table:
         ("gain", True, lambda row: words.percent(row["gain"], 3)),
         ("dB below the product", True, lambda row: words.number(-row["decibels"], 1)),
     ]  # fmt: skip
-    return Table(
-        name=TERMS,
-        title="Terms by recipe and role",
-        note=(
-            "Means over layers, of dB the median. Parts, <term, error> / <error, error>, add up to "
-            "100 %; energies do not, since terms correlate. Terms that are zero are left out."
-        ),
-        columns=[(heading, numeric) for heading, numeric, _ in columns],
-        rows=[[cell(row) for _, _, cell in columns] for row in means.iter_rows(named=True)],
+    note = (
+        "Means over layers, of dB the median. Parts, <term, error> / <error, error>, add up to "
+        "100 %; energies do not, since terms correlate. Terms that are zero are left out."
     )
+    return Table.of(TERMS, "Terms by recipe and role", note, columns, means)

@@ -46,11 +46,17 @@ def frame(rows: Sequence[Any], row: type) -> pl.DataFrame:
 
 def write_table(rows: Sequence[Any], row: type, path: Path) -> pl.DataFrame:
     """Writes rows as CSV, in one step: what is read meanwhile is the whole file that was."""
+    table = frame(rows, row)
+    write_frame(table, path)
+    return table
+
+
+def write_frame(table: pl.DataFrame, path: Path) -> None:
+    """Writes a table as CSV, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table, partial = frame(rows, row), path.with_suffix(".partial")
+    partial = path.with_suffix(".partial")
     table.write_csv(partial)
     partial.replace(path)
-    return table
 
 
 def read_table(path: Path, row: type, script: str) -> pl.DataFrame | None:
@@ -70,6 +76,26 @@ def read_table(path: Path, row: type, script: str) -> pl.DataFrame | None:
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
     return table.select(list(columns))
+
+
+def read_tables(
+    folder: Path, rows: Mapping[str, type], script: str
+) -> dict[str, pl.DataFrame] | None:
+    """Several tables by name, `<name>.csv` each; None where the folder has no manifest.
+
+    Raises:
+      ValueError: one is missing, or lacks a column or a type of its rows.
+    """
+    if not (folder / MANIFEST).is_file():
+        return None
+    found = {}
+    for name, row in rows.items():
+        path = folder / f"{name}.csv"
+        table = read_table(path, row, script)
+        if table is None:
+            raise ValueError(f"cannot read {path}: there is no such file; {script} writes it anew")
+        found[name] = table
+    return found
 
 
 def read_rows(path: Path, row: type, script: str) -> list[Any]:

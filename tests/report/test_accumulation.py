@@ -6,12 +6,11 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from lowprec.report import write_report
+from lowprec.report import stored, write_report
 from lowprec.report.accumulation import (
     ROWS,
     AccumulationResults,
     read_accumulation,
-    schema,
     write_accumulation,
 )
 from lowprec.report.accumulation_section import FIGURES, accumulation_section, findings
@@ -65,7 +64,7 @@ def test_tables_there_and_back(results: AccumulationResults, tmp_path: Path) -> 
 
 def test_no_rows_no_figure_and_no_finding() -> None:
     empty = AccumulationResults(
-        frames={name: pl.DataFrame(schema=schema(name)) for name in ROWS}, manifest={}
+        frames={name: stored.frame([], row) for name, row in ROWS.items()}, manifest={}
     )
     section = accumulation_section(empty)
     assert section.figures == [] and section.findings == []

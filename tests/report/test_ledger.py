@@ -1,14 +1,13 @@
 """The section on the ledger: its table there and back, titles from the data, figures, the page."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from lowprec.report import ledger_figure, words, write_report
-from lowprec.report.ledger import FIGURES, SCHEMA, ledger_section, read_ledger, write_ledger
+from lowprec.report import ledger_figure, stored, words, write_report
+from lowprec.report.ledger import FIGURES, ledger_section, read_ledger, write_ledger
 from lowprec.study.ledger_rows import LedgerRow
 from lowprec.study.ledger_terms import TERMS
 from tests.report import synthetic
@@ -53,7 +52,7 @@ def rows() -> list[LedgerRow]:
 
 
 def frame() -> pl.DataFrame:
-    return pl.DataFrame([dataclasses.asdict(row) for row in rows()], SCHEMA)
+    return stored.frame(rows(), LedgerRow)
 
 
 @pytest.mark.slow
@@ -105,7 +104,7 @@ def test_the_page_has_the_section(tmp_path: Path) -> None:
 
 
 def test_committed_terms_add_up_in_every_product() -> None:
-    found = pl.read_csv(COMMITTED / "terms.csv", schema_overrides=SCHEMA)
+    found = pl.read_csv(COMMITTED / "terms.csv", schema_overrides=stored.schema(LedgerRow))
     keys = ["recipe", "role", "layer"]
     assert found.select(*keys, "term").is_unique().all()
     parts = found.filter(pl.col("term") != "total").group_by(keys).agg(pl.col("part").sum())
