@@ -16,7 +16,6 @@ hardware that has the engines.
 import argparse
 import datetime
 import importlib
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 
 import lowprec as lp
 from lowprec.report import engine_speed
+from lowprec.report.recipe_speed import keep_manifest
 from lowprec.report.shown import standalone
 from lowprec.study.manifest import manifest
 from lowprec.throughput import Compiled, compiled, in_turn, ratio, write_table
@@ -100,14 +100,12 @@ def main() -> None:
 
 def record(name: str, sizes: Sequence[int], seconds: float, out: Path) -> None:
     """Writes when and where a table was made beside what is known of the other."""
-    path = out / engine_speed.MANIFEST
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known[name] = manifest([], [], {"sizes": list(sizes)}) | {
+    made = manifest([], [], {"sizes": list(sizes)}) | {
         "command": f"{engine_speed.COMMAND}{' --linear' if name == 'linear' else ''}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(seconds),
     }
-    path.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    keep_manifest(name, made, out)
 
 
 def table(engines: list[str], sizes: Sequence[int], rounds: int, out: Path) -> None:

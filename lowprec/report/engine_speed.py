@@ -1,12 +1,11 @@
 """The report's section on the speed of engines: what experiments/throughput_engines.py wrote."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lowprec.report import shown, words
+from lowprec.report import shown, stored, words
 from lowprec.report.digest import Column, Table
 from lowprec.report.figures import engine_speed
 from lowprec.report.findings import Finding
@@ -29,7 +28,6 @@ SCHEMA: dict[str, Any] = {
     "device": pl.String(),
 }
 """The columns of both tables, engines.csv and linear.csv."""
-MANIFEST = "manifest.json"
 
 
 def read_speed(folder: Path) -> Section | None:
@@ -41,22 +39,12 @@ def read_speed(folder: Path) -> Section | None:
     tables = {name: _read(folder / f"{name}.csv") for name in ("engines", "linear")}
     if all(table.is_empty() for table in tables.values()):
         return None
-    path = folder / MANIFEST
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return speed_section(tables["engines"], tables["linear"], record)
+    return speed_section(tables["engines"], tables["linear"], stored.read_manifest(folder))
 
 
 def _read(path: Path) -> pl.DataFrame:
-    if not path.is_file():
-        return pl.DataFrame(schema=SCHEMA)
-    try:
-        frame = pl.read_csv(path, schema_overrides=SCHEMA)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"cannot read {path}: {error}; {COMMAND} writes it anew") from error
-    missing = [column for column in SCHEMA if column not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {COMMAND} writes it anew")
-    return frame
+    found = stored.read_frame(path, SCHEMA, COMMAND)
+    return pl.DataFrame(schema=SCHEMA) if found is None else found
 
 
 def speed_section(engines: pl.DataFrame, linear: pl.DataFrame, record: dict[str, Any]) -> Section:
@@ -136,14 +124,9 @@ def _table(engines: pl.DataFrame) -> Table:
         ("temporaries, MB", True, lambda row: words.number(row["temporary_bytes"] / 1e6, 0)),
     ]  # fmt: skip
     device = f" on {words.label(engines['device'][0])}" if len(engines) else ""
-    return Table(
-        name="engines",
-        title="Engines beside the machine's own product",
-        note=(
-            f"Square products{device}, each beside the machine's float32 product in the same "
-            "round; plain: inside a caller's jax.jit, options: with lowprec.compiler_options(). "
-            "Compilation with other work beside it."
-        ),
-        columns=[(heading, numeric) for heading, numeric, _ in columns],
-        rows=[[cell(row) for _, _, cell in columns] for row in engines.iter_rows(named=True)],
+    note = (
+        f"Square products{device}, each beside the machine's float32 product in the same round; "
+        "plain: inside a caller's jax.jit, options: with lowprec.compiler_options(). Compilation "
+        "with other work beside it."
     )
+    return Table.of("engines", "Engines beside the machine's own product", note, columns, engines)

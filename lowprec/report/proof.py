@@ -1,17 +1,15 @@
 """The report's section on the proof of casts: what `make prove` and `make mutants` wrote."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from lowprec.report import words
+from lowprec.report import stored, words
 from lowprec.report.digest import Column, Table
 from lowprec.report.findings import Finding
 from lowprec.report.section import Section
 
-MANIFEST = "manifest.json"
 SCHEMAS: dict[str, dict[str, Any]] = {
     "formats": {
         "format": pl.String(),
@@ -52,24 +50,13 @@ def read_proof(folder: Path) -> Section | None:
     tables = {name: _read(folder / f"{name}.csv", name) for name in SCHEMAS}
     if all(table.is_empty() for table in tables.values()):
         return None
-    path = folder / MANIFEST
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return proof_section(tables, record)
+    return proof_section(tables, stored.read_manifest(folder))
 
 
 def _read(path: Path, name: str) -> pl.DataFrame:
-    columns = SCHEMAS[name]
-    if not path.is_file():
-        return pl.DataFrame(schema=columns)
-    again = f"make {'mutants' if name in ('mutants', 'survivors') else 'prove'} writes it anew"
-    try:
-        frame = pl.read_csv(path, schema_overrides=columns)
-    except pl.exceptions.PolarsError as error:
-        raise ValueError(f"cannot read {path}: {error}; {again}") from error
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; {again}")
-    return frame
+    command = f"make {'mutants' if name in ('mutants', 'survivors') else 'prove'}"
+    found = stored.read_frame(path, SCHEMAS[name], command)
+    return pl.DataFrame(schema=SCHEMAS[name]) if found is None else found
 
 
 def proof_section(tables: dict[str, pl.DataFrame], record: dict[str, Any]) -> Section:

@@ -65,11 +65,20 @@ def read_table(path: Path, row: type, script: str) -> pl.DataFrame | None:
     Raises:
       ValueError: it lacks a column, or has another type in it; `script` writes it anew.
     """
+    return read_frame(path, schema(row), script)
+
+
+def read_frame(path: Path, columns: Mapping[str, Any], script: str) -> pl.DataFrame | None:
+    """A table of which these columns are wanted, with their types; None where there is no file.
+
+    Raises:
+      ValueError: it lacks a column, or has another type in it; `script` writes it anew.
+    """
     if not path.is_file():
         return None
-    columns, again = schema(row), f"{script} writes it anew"
+    again = f"{script} writes it anew"
     try:
-        table = pl.read_csv(path, schema_overrides=columns)
+        table = pl.read_csv(path, schema_overrides=dict(columns))
     except pl.exceptions.PolarsError as error:
         raise ValueError(f"cannot read {path}: {error}; {again}") from error
     missing = [column for column in columns if column not in table.columns]

@@ -7,8 +7,9 @@ import polars as pl
 import pytest
 
 from lowprec.report import write_report
-from lowprec.report.engine_speed import MANIFEST, SCHEMA, read_speed, speed_section
+from lowprec.report.engine_speed import SCHEMA, read_speed, speed_section
 from lowprec.report.figures import engine_speed
+from lowprec.report.stored import MANIFEST
 from tests.report import synthetic
 from tests.report.test_page import Page
 

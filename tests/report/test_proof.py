@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from lowprec.report import write_report
-from lowprec.report.proof import MANIFEST, SCHEMAS, by_format, proof_section, read_proof
+from lowprec.report.proof import SCHEMAS, by_format, proof_section, read_proof
+from lowprec.report.stored import MANIFEST
 from tests.report import synthetic
 from tests.report.test_page import Page
 
