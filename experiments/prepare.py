@@ -1,192 +1,136 @@
 """What does preparing a weight keep of a product, over rounding it to nearest?
 
-Every preparation of prepare.toml on the weights and inputs of the small model: fitted to documents
-of the part `calibrate`, reported on documents of the part `report`. Writes a row a product, and the
-gain over rounding to nearest with its interval over layers, into reports/prepare:
+    python experiments/prepare.py [--resume] [--layers N] [--out DIRECTORY]
 
-    python experiments/prepare.py
+Every preparation of prepare.toml on the weights and inputs of the small model: fitted to documents
+of the part `calibrate`, reported on documents of the part `report`. Writes a row a product into
+`products.csv`, those that are reported on what they were fitted to into `in_sample.csv`, and the
+gain over rounding to nearest with its interval over layers into `gains.csv`, all in
+reports/prepare. Products are written recipe by recipe; `--resume` keeps those of a run that was
+stopped, if it had the same settings, entries and versions.
 """
 
 import argparse
-import csv
-import dataclasses
 import datetime
-import json
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
-
-from lowprec.engines import get_engine
-from lowprec.gemm import Recipe, get_recipe
-from lowprec.models.capture import capture
-from lowprec.models.checkpoint import default_checkpoint, load_checkpoint
-from lowprec.models.corpus import load_held_out, windows
+from lowprec.gemm.recipe import Recipe, get_recipe
+from lowprec.models.checkpoint import default_checkpoint
+from lowprec.report import stored
+from lowprec.report.prepare import write_prepare
 from lowprec.study.manifest import manifest, sha256
-from lowprec.study.prepared import GainRow, PreparedRow, Sample, compare_prepared, gains
+from lowprec.study.prepared import GainRow, PreparedRow
+from lowprec.study.prepared_layers import (
+    FITTED_ON,
+    REPORTED_ON,
+    PreparedLayer,
+    captured_layers,
+    gain_rows,
+    layer_rows,
+    variants,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = f"experiments/{Path(__file__).name}"
 CONFIG = Path(__file__).with_suffix(".toml")
 HELD_OUT = default_checkpoint().with_name("held_out.jsonl")
-SAMPLES = ("held_out", "in_sample")
+TABLES = {"family": "products.csv", "in_sample": "in_sample.csv"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Layer:
-    """One linear layer: its weight, and its inputs of both parts."""
-
-    name: str
-    w: NDArray
-    calibration: Sample
-    report: Sample
-
-
-def layers(config: dict[str, Any]) -> list[Layer]:
-    """Every linear layer of the model with what reaches it in both parts."""
-    params, shape = load_checkpoint(default_checkpoint())
-    found: dict[str, dict[str, Any]] = {}
-    for part, count in (
-        ("calibrate", config["calibration_windows"]),
-        ("report", config["report_windows"]),
-    ):
-        documents = load_held_out(HELD_OUT, part)
-        text = windows(documents, shape.context)
-        # Whole windows, of as many documents as there are.
-        whole = np.flatnonzero(text.mask.all(axis=1))
-        first = np.unique(text.document[whole], return_index=True)[1]
-        rest = np.setdiff1d(np.arange(whole.size), first)
-        chosen = whole[np.concatenate([first, rest])[:count]]
-        names = tuple(sorted({documents[i][0] for i in text.document[chosen]}))
-        for layer in capture(params, jnp.asarray(text.tokens[chosen]), shape):
-            own = found.setdefault(layer.layer, {"w": np.asarray(layer.w)})
-            own[part] = Sample(x=np.asarray(layer.x), documents=names)
-    wanted = tuple(config["layers"])
-    return [
-        Layer(name, x["w"], x["calibrate"], x["report"])
-        for name, x in found.items()
-        if name.startswith(wanted)
-    ]
-
-
-def on(name: str, engine: str) -> Recipe:
-    """A recipe summed by an engine."""
-    return dataclasses.replace(get_recipe(name), engine=get_engine(engine))
-
-
-def variants(
-    base: str, donors: Sequence[str], seeds: Sequence[int], engine: str
-) -> Iterator[Recipe]:
-    """The base recipe, and with the preparations of others; a random rotation with every seed."""
-    plain = on(base, engine)
-    yield plain
-    for donor in donors:
-        steps = get_recipe(donor).prepare
-        assert steps is not None
-        name = f"{base} + {donor}"
-        if steps.rotation is None or steps.rotation.seed is None:
-            yield dataclasses.replace(plain, name=name, prepare=steps)
-            continue
-        for seed in seeds:
-            rotation = dataclasses.replace(steps.rotation, seed=seed)
-            turned = dataclasses.replace(steps, rotation=rotation)
-            yield dataclasses.replace(plain, name=name, prepare=turned)
-
-
-def compare(
-    found: Sequence[Layer], family: dict[str, Any], config: dict[str, Any], sample: str
+def rows_of(
+    layers: Sequence[PreparedLayer], recipe: Recipe, known: Sequence[PreparedRow], in_sample: bool
 ) -> list[PreparedRow]:
-    """A family on every layer, the base recipe first."""
-    start, rows = time.perf_counter(), []
-    given = family["base"], family["prepare"], config["rotation_seeds"], config["engine"]
-    for recipe in variants(*given):
-        for layer in found:
-            report = layer.report if sample == "held_out" else layer.calibration
-            rows.append(
-                compare_prepared(
-                    layer.calibration, report, layer.w, recipe, layer=layer.name,
-                    source="captured", in_sample=sample == "in_sample",
-                )
-            )  # fmt: skip
+    """A recipe on every layer, as known from before or anew."""
+    seed = recipe.prepare and recipe.prepare.rotation and recipe.prepare.rotation.seed
+    found = [x for x in known if (x.recipe, x.seed) == (f"recipe:{recipe.name}", seed)]
+    if [x.layer for x in found] == [x.name for x in layers]:
+        return found
+    start = time.perf_counter()
+    rows = layer_rows(layers, recipe, in_sample=in_sample)
     spent = time.perf_counter() - start
-    print(f"{family['base']}, {sample}: {len(rows)} products in {spent:.0f} s", flush=True)
+    print(f"{recipe.name}: {len(rows)} products in {spent:.0f} s", flush=True)
     return rows
 
 
-def gain_rows(rows: Sequence[PreparedRow], family: dict[str, Any], seed: int) -> list[GainRow]:
-    """What each preparation keeps over the family's base."""
-    base = f"recipe:{family['base']}"
-    return [gains(rows, base, f"{base} + {donor}", seed=seed) for donor in family["prepare"]]
+def compared(
+    layers: Sequence[PreparedLayer], config: dict[str, Any], kind: str, path: Path
+) -> list[GainRow]:
+    """The families of a kind on every layer; products are written as they come."""
+    known = stored.read_rows(path, PreparedRow, SCRIPT)
+    rows: list[PreparedRow] = []
+    gained: list[GainRow] = []
+    for family in config[kind]:
+        own: list[PreparedRow] = []
+        given = family["base"], family["prepare"], config["rotation_seeds"], config["engine"]
+        for recipe in variants(*given):
+            own += rows_of(layers, recipe, known, kind == "in_sample")
+            stored.write_table([*rows, *own], PreparedRow, path)
+        gained += gain_rows(own, family["base"], family["prepare"], seed=config["seed"])
+        rows += own
+    return gained
 
 
-def write(path: Path, rows: Sequence[Any]) -> None:
-    """Rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(rows[0])])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
+def record(layers: Sequence[PreparedLayer], config: dict[str, Any]) -> dict[str, Any]:
+    """What the run depends on."""
+    families = [family for kind in TABLES for family in config[kind]]
+    used = {name for family in families for name in (family["base"], *family["prepare"])}
+    first = layers[0]
+    settings = {
+        "config": CONFIG.name,
+        "config_sha256": sha256(CONFIG),
+        "fitted_on_part": FITTED_ON,
+        "reported_on_part": REPORTED_ON,
+        "calibration_documents": list(first.calibration.documents),
+        "report_documents": list(first.report.documents),
+        "calibration_tokens": len(first.calibration.x),
+        "report_tokens": len(first.report.x),
+        "layers": [layer.name for layer in layers],
+    }
+    recipes = [get_recipe(name) for name in sorted(used)]
+    return manifest(recipes, [default_checkpoint(), HELD_OUT], settings)
 
 
-def table(rows: Sequence[GainRow]) -> str:
-    """The gains as text."""
-    lines = [f"{'recipe':58s} {'bits':>6s} {'SQNR':>6s} {'gain dB (95 % over layers)':>28s}  worst"]
-    for row in rows:
-        interval = f"{row.gain_db:+.2f} ({row.low_db:+.2f} to {row.high_db:+.2f})"
-        label = row.recipe.removeprefix("recipe:") + (" [in sample]" * (row.sample == SAMPLES[1]))
-        lines.append(
-            f"{label:58s} {row.bits_per_element:6.2f} {row.recipe_db:6.2f} {interval:>28s} "
-            f"{row.worst_db:+.2f}"
-        )
-    return "\n".join(lines)
+def begin(out: Path, found: dict[str, Any], resume: bool) -> None:
+    """Writes the manifest of a run that has begun, and removes products that are not its own."""
+    before = stored.read_manifest(out)
+    if not (resume and all(before.get(key) == value for key, value in found.items())):
+        for name in TABLES.values():
+            (out / name).unlink(missing_ok=True)
+    stored.write_manifest(found, out)
 
 
 def main() -> None:
     """Runs the study."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "prepare")
     parser.add_argument("--layers", type=int, help="only so many layers")
+    parser.add_argument("--resume", action="store_true", help="go on where a run was stopped")
     arguments = parser.parse_args()
     config = tomllib.loads(CONFIG.read_text())
     start = time.perf_counter()
-    found = layers(config)[: arguments.layers]
-    print(f"captured {len(found)} layers in {time.perf_counter() - start:.0f} s", flush=True)
-    rows: list[PreparedRow] = []
-    gained: list[GainRow] = []
-    for sample, key in zip(SAMPLES, ("family", "in_sample"), strict=True):
-        for family in config[key]:
-            own = compare(found, family, config, sample)
-            gained += gain_rows(own, family, config["seed"])
-            rows += own
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write(arguments.out / "products.csv", rows)
-    write(arguments.out / "gains.csv", gained)
-    used = {name for key in ("family", "in_sample") for x in config[key] for name in x["prepare"]}
-    used |= {family["base"] for family in config["family"]}
-    settings = {
-        "config": CONFIG.name,
-        "config_sha256": sha256(CONFIG),
-        "calibration_documents": found[0].calibration.documents,
-        "report_documents": found[0].report.documents,
-        "calibration_tokens": len(found[0].calibration.x),
-        "report_tokens": len(found[0].report.x),
-    }
-    recipes = [get_recipe(name) for name in sorted(used)]
-    record = manifest(recipes, [default_checkpoint(), HELD_OUT], settings) | {
-        "command": f"python {Path(__file__).resolve().relative_to(ROOT)}",
+    given = config["calibration_windows"], config["report_windows"], config["layers"]
+    layers = captured_layers(*given)[: arguments.layers]
+    print(f"captured {len(layers)} layers in {time.perf_counter() - start:.0f} s", flush=True)
+    found = record(layers, config)
+    begin(arguments.out, found, arguments.resume)
+    gained = [
+        row
+        for kind, name in TABLES.items()
+        for row in compared(layers, config, kind, arguments.out / name)
+    ]
+    found |= {
+        "command": f"python {SCRIPT}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - start),
         "processor_seconds": round(time.process_time()),
     }
-    (arguments.out / "manifest.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(gained))
-    print(
-        f"wrote {arguments.out} in {time.perf_counter() - start:.0f} s, "
-        f"{time.process_time():.0f} s of processor time"
-    )
+    section = write_prepare(gained, found, arguments.out)
+    for finding in section.findings:
+        print(finding.text, finding.evidence, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from lowprec import catalogue
+from lowprec.cli_advise import AdviseCommand, run_advise
 from lowprec.cli_ledger import LedgerCommand, run_ledger
 from lowprec.engines import get_engine
 from lowprec.engines.c_reference import c_reference, why_no_reference
@@ -176,7 +177,8 @@ Command = Annotated[
     | Annotated[Vectors, tyro.conf.subcommand("vectors")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Identify, tyro.conf.subcommand("identify")]
-    | Annotated[LedgerCommand, tyro.conf.subcommand("ledger")],
+    | Annotated[LedgerCommand, tyro.conf.subcommand("ledger")]
+    | Annotated[AdviseCommand, tyro.conf.subcommand("advise")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -228,6 +230,8 @@ def _dispatch(command: Any, arguments: Sequence[str]) -> int:
             print(identify_files(a, b, out, c=c, scales=scales))
         case LedgerCommand():
             run_ledger(command)
+        case AdviseCommand():
+            return run_advise(command, _progress)
     return 0
 
 

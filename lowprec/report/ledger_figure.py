@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import polars as pl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowprec.report import style, words
@@ -45,14 +46,11 @@ def parts(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
     if frame.is_empty():
         return None
     rows, title = grouped(frame), parts_title(frame)
-    recipes, roles = (
-        rows[name].unique(maintain_order=True).to_list() for name in ("recipe", "role")
-    )
+    recipes, roles = _recipes_and_roles(frame)
     with style.look(narrow):
         tall = 0.34 * len(recipes)
         figure = style.start(narrow, 2.0 + tall, 2.2 + len(roles) * (0.7 + tall), title)
-        grid = (len(roles), 1) if narrow else (1, len(roles))
-        panels = figure.subplots(*grid, sharex=True, sharey=True, squeeze=False).ravel()
+        panels = _panels(figure, roles, narrow)
         for axes, role in zip(panels, roles, strict=True):
             _stack(axes, rows.filter(pl.col("role") == role), recipes)
             axes.set_title(role, loc="left")
@@ -74,6 +72,17 @@ def parts(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
         f"do not add up. {_scope(frame)}"
     )
     return style.Picture(figure=figure, title=title, sentence=sentence)
+
+
+def _recipes_and_roles(frame: pl.DataFrame) -> tuple[list[str], list[str]]:
+    recipes, roles = (frame[x].unique(maintain_order=True).to_list() for x in ("recipe", "role"))
+    return recipes, roles
+
+
+def _panels(figure: Figure, roles: list[str], narrow: bool) -> list[Axes]:
+    """Axes for every role: beside each other, or on a phone one below the other."""
+    grid = (len(roles), 1) if narrow else (1, len(roles))
+    return list(figure.subplots(*grid, sharex=True, sharey=True, squeeze=False).ravel())
 
 
 def _stack(axes: Axes, rows: pl.DataFrame, recipes: list[str]) -> None:
@@ -111,16 +120,13 @@ def energies(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | No
     if frame.is_empty():
         return None
     rows, title = loudness(frame), energies_title(frame)
-    recipes, roles = (
-        frame[name].unique(maintain_order=True).to_list() for name in ("recipe", "role")
-    )
+    recipes, roles = _recipes_and_roles(frame)
     terms = [x for x in frame["term"].unique(maintain_order=True) if x in set(rows["term"])]
     looks = style.styles(recipes)
     with style.look(narrow):
         tall = 0.2 * len(terms)
         figure = style.start(narrow, 1.9 + tall, 2.0 + len(roles) * (0.6 + tall), title)
-        grid = (len(roles), 1) if narrow else (1, len(roles))
-        panels = figure.subplots(*grid, sharex=True, sharey=True, squeeze=False).ravel()
+        panels = _panels(figure, roles, narrow)
         for axes, role in zip(panels, roles, strict=True):
             for row in rows.filter(pl.col("role") == role).to_dicts():
                 aside = recipes.index(row["recipe"]) - (len(recipes) - 1) / 2

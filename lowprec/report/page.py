@@ -11,6 +11,9 @@ import polars as pl
 from lowprec.report import digest, entries, figures, tables
 from lowprec.report.accumulation import read_accumulation
 from lowprec.report.accumulation_section import accumulation_section
+from lowprec.report.advise import read_advice
+from lowprec.report.anatomy import read_anatomy
+from lowprec.report.binary_expansion import read_expansion
 from lowprec.report.communication import read_communication
 from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
@@ -87,8 +90,11 @@ def experiments(out: Path) -> list[Section]:
         None if compared is None else format_section(compared),
         None if studied is None else accumulation_section(studied),
         read_ledger(out / "ledger"),
+        read_anatomy(out / "anatomy"),
+        read_expansion(out / "binary_expansion"),
         read_prepare(out / "prepare"),
         read_communication(out / "communication"),
+        read_advice(out / "advise"),
         read_speed(out / "throughput"),
         read_recipe_speed(out / "throughput" / "recipes"),
     )

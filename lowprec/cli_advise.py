@@ -1,0 +1,150 @@
+"""`lowprec advise`: the recipes that keep most of the user's products for their bits."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import Progress
+
+from lowprec.gemm.recipe import ROLES, get_recipe
+from lowprec.models.operands import Operands, load_operands
+from lowprec.report import stored
+from lowprec.study.advise import Advice, advise, chosen_recipes
+from lowprec.study.advise_candidates import entries
+from lowprec.study.advise_choice import Goal
+from lowprec.study.advise_files import write_recipes
+from lowprec.study.advise_parts import Limits
+from lowprec.study.advise_rows import AdviceRow, advice_rows, comments, table
+
+TABLE = "advice.csv"
+
+
+@dataclass(frozen=True)
+class AdviseCommand:
+    """Find the recipes that keep most of your products for their bits, by layer and role.
+
+    Chosen on every second group of tokens and reported on the others, with 95 % intervals over
+    groups. Without a goal the whole Pareto front is printed. Stochastic, prepared and delayed
+    recipes take no part: they need a key, calibration rows or a history besides operands; nor do
+    those with exact sums or error-optimal scales. Names with * are combinations of blocks, summed
+    by this machine's float32; no hardware is known to run them.
+
+    Example: lowprec advise --operands dump.safetensors --budget-bits 4.5 --out advice
+    """
+
+    operands: Path
+    """A file (.npz .safetensors) with keys LAYER.x, LAYER.w, LAYER.dy."""
+
+    budget_bits: float | None = None
+    """At most so many bits per element, scales included, the mean over both operands."""
+
+    min_sqnr: float | None = None
+    """At least so many dB between a product and its error."""
+
+    role: tuple[Literal["fprop", "dgrad", "wgrad"], ...] = ()
+    """Which products; by default all that the file has."""
+
+    layers: tuple[str, ...] = ()
+    """Names or patterns (blocks.0.*) of layers; by default all."""
+
+    recipes: tuple[str, ...] = ()
+    """Names or paths to TOML files to choose from; by default the catalogue."""
+
+    combinations: bool = True
+    """Also try blocks combined, and with other tiles, scale rules and elements."""
+
+    tokens: int = 2048
+    """Use at most so many tokens of a layer, in groups spread over all of them."""
+
+    outputs: int = 512
+    """Multiply at most so many columns of a weight or gradient, in stripes of 128."""
+
+    groups: int = 16
+    """Cut tokens into so many groups: an even number, fewer in wgrad where tokens are few."""
+
+    out: Path | None = None
+    """A directory to write a recipe for each layer to, and the table as advice.csv."""
+
+
+def run_advise(command: AdviseCommand, shown: Callable[[Console], Progress]) -> int:
+    """Prints a line for each product as it is done; 1 where nothing satisfies in any of them."""
+    goal = Goal(budget_bits=command.budget_bits, min_sqnr=command.min_sqnr)
+    limits = Limits(tokens=command.tokens, outputs=command.outputs, groups=command.groups)
+    recipes = [get_recipe(name) for name in command.recipes] or entries()
+    if command.out is not None and not command.out.parent.is_dir():
+        raise ValueError(f"cannot write {command.out}: {command.out.parent} is not a directory")
+    layers, console = _layers(command), Console(stderr=True)
+    found: list[Advice] = []
+    try:
+        with shown(console) as bar:
+            task = bar.add_task("loading", total=None)
+
+            def tell(step: str, done: int, total: int) -> None:
+                bar.update(task, description=step, completed=done, total=total)
+
+            roles = command.role or ROLES
+            options = {"roles": roles, "limits": limits, "combine": command.combinations}
+            for advice in advise(layers, recipes, goal, **options, progress=tell):
+                found.append(advice)
+                if not console.is_terminal:
+                    console.print(_line(advice), soft_wrap=True, highlight=False)
+    finally:
+        # What has finished is shown and written whatever ended the run.
+        if found:
+            _finish(command, found)
+    return 0 if any(advice.picked for advice in found) else 1
+
+
+def _line(found: Advice) -> str:
+    names = ", ".join(x.recipe.name for x in found.picked) or "nothing"
+    return f"{found.product.layer} {found.product.role}: {names} of {len(found.scores)}"
+
+
+def _layers(command: AdviseCommand) -> list[Operands]:
+    loaded = [x for x in load_operands(command.operands) if isinstance(x, Operands)]
+    wanted = command.layers or ("*",)
+    found = [x for x in loaded if any(fnmatchcase(x.layer, pattern) for pattern in wanted)]
+    if not found:
+        names = ", ".join(x.layer for x in loaded) or "none"
+        raise ValueError(
+            f"{command.operands} has no layer {' or '.join(wanted)}; its layers are {names}"
+        )
+    return found
+
+
+def _finish(command: AdviseCommand, found: Sequence[Advice]) -> None:
+    by_product = [advice_rows(x, source=command.operands.name) for x in found]
+    rows = list(itertools.chain.from_iterable(by_product))
+    print(table(rows))
+    if any(row.made for row in rows):
+        print("* a combination of blocks, summed by `native`; no hardware is known to run it")
+    for line in _used(found):
+        print(line)
+    if command.out is None:
+        return
+    command.out.mkdir(exist_ok=True)
+    stored.write_table(rows, AdviceRow, command.out / TABLE)
+    chosen = chosen_recipes(found)
+    if not chosen:
+        print(f"no recipe was chosen, so none is written; the table is {command.out / TABLE}")
+    for path in write_recipes(chosen, command.out, comments(rows)):
+        print(path)
+
+
+def _used(found: Sequence[Advice]) -> list[str]:
+    """On how much of the operands the figures rest."""
+    sizes = {(x.product.role == "wgrad", x.product.tokens, x.product.shape) for x in found}
+    tokens = sorted({size[1] for size in sizes})
+    products = sorted({f"{m}x{k}x{n}" for _, _, (m, k, n) in sizes})
+    return [
+        f"chosen on {_range(tokens)} tokens, reported on as many others; products (M x K x N) of "
+        f"{', '.join(products)}"
+    ]
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"

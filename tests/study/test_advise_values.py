@@ -1,0 +1,54 @@
+"""Values in pieces are those of `quantize`, bit for bit, whatever a block's scales span."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lowprec as lp
+from lowprec.gemm.operand import mean_amax
+from lowprec.numerics.format import Format
+from lowprec.scaling.block import Block
+from lowprec.study import advise_values
+from lowprec.study.advise_candidates import candidates, entries
+from lowprec.study.advise_values import in_pieces, values
+from tests.helpers import assert_bits_equal
+
+FEW = ("mxfp4", "nvfp4", "fp8_channel")
+"""Scales of tiles, of tiles and the tensor, and of rows."""
+
+
+@pytest.fixture
+def matrix(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """150 x 200 in pieces of 128 x 128; large and small rows, one of zeros, a subnormal."""
+    monkeypatch.setattr(advise_values, "PIECE", (128, 128))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((150, 200)) * np.exp(2 * rng.standard_normal((150, 1)))
+    x[3] = 0
+    x[5, 7] = 1e-40
+    return x.astype(np.float32)
+
+
+def whole(x: np.ndarray, target: Format | Block, axis: int) -> np.ndarray:
+    if isinstance(target, Format):
+        return np.asarray(lp.cast(x, target))
+    amax = mean_amax(jnp.asarray(x), target, axis)
+    return np.asarray(lp.quantize(x, target, axis=axis, amax=amax).dequantize())
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("name", FEW)
+def test_pieces_are_quantized_as_the_whole(name: str, axis: int, matrix: np.ndarray) -> None:
+    block = lp.get_block(name)
+    found = values(matrix, block, axis)
+    assert_bits_equal(found, whole(matrix, block, axis))
+    assert 0.2 > np.linalg.norm(found - matrix) / np.linalg.norm(matrix) > 0.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_every_block_of_the_catalogues_recipes(axis: int, matrix: np.ndarray) -> None:
+    pairs = [x.pair for role in ("fprop", "wgrad") for x in candidates(entries(), role, 200)]  # type: ignore[arg-type] - roles
+    targets = {x.name: x for pair in pairs for x in (pair.a, pair.b)}
+    for target in targets.values():
+        assert_bits_equal(values(matrix, target, axis), whole(matrix, target, axis))
+    assert sum(in_pieces(x) for x in targets.values()) > 0.8 * len(targets) > 60
