@@ -98,7 +98,9 @@ def advise(
       >>> found.picked[0].recipe.name, 14 < found.sqnr[found.picked[0]].value < 20
       ('mxfp4', True)
     """
-    wanted = [(x, role) for x in operands for role in ROLES if role in roles and role in x.roles]
+    wanted: list[tuple[Operands, Role]] = [
+        (x, role) for x in operands for role in ROLES if role in roles and role in x.roles
+    ]
     if not wanted:
         shown = ", ".join(f"{x.layer} ({', '.join(x.roles)})" for x in operands) or "no layers"
         raise ValueError(f"there is no product {' or '.join(roles)} in {shown}")
@@ -106,8 +108,8 @@ def advise(
     # Everything is checked before the first minute is spent.
     products = [cut(layer, role, limits or Limits()) for layer, role in wanted]
     # K decides what the scale of a row costs.
-    sizes = dict.fromkeys((product.role, product.shape[1]) for product in products)
-    offered = {size: candidates(recipes, *size) for size in sizes}
+    sizes: set[tuple[Role, int]] = {(product.role, product.shape[1]) for product in products}
+    offered = {(role, depth): candidates(recipes, role, depth) for role, depth in sizes}
     for i, product in enumerate(products):
         where = f"{product.layer} {product.role} ({i + 1} of {len(products)})"
         yield _advise(
