@@ -19,6 +19,7 @@ from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
 from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
+from lowprec.report.gemm_recipes import read_recipes
 from lowprec.report.ledger import read_ledger
 from lowprec.report.prepare import read_prepare
 from lowprec.report.proof import read_proof
@@ -91,6 +92,7 @@ def experiments(out: Path) -> list[Section]:
         None if studied is None else accumulation_section(studied),
         read_ledger(out / "ledger"),
         read_anatomy(out / "anatomy"),
+        read_recipes(out / "gemm_recipes"),
         read_expansion(out / "binary_expansion"),
         read_prepare(out / "prepare"),
         read_communication(out / "communication"),

@@ -136,7 +136,8 @@ def test_logarithms_are_rounded_to_the_nearest_level() -> None:
     assert 130 < np.sum(y == 0) < 200
 
 
-def test_rounding_logarithms_enlarges() -> None:
+@pytest.mark.slow
+def test_linear_rounding_shrinks_and_rounding_logarithms_enlarges() -> None:
     tensor = drawn_tensors(0, 256, 256)[0]
     claim = claims.Claim(text="t", kind="unbiased", target=LOGFMT8, baseline="")
     (row,) = claims.gain_rows(claim, [tensor], seed=0)
@@ -215,6 +216,7 @@ def test_only_residual_branches_are_sent() -> None:
     assert np.array_equal(both[0].bits, both[1].bits)
 
 
+@pytest.mark.slow
 def test_gradients_that_are_sent_are_those_of_the_mlp() -> None:
     params, text = init(jax.random.key(1), TINY), tiny_text()
     found = _sent(params, jnp.asarray(text.tokens), jnp.asarray(text.mask), TINY)

@@ -82,6 +82,7 @@ def test_rows_say_on_what_they_are_reported() -> None:
     assert 5 < base[0].sqnr_db < 60
 
 
+@pytest.mark.slow
 def test_inputs_are_those_that_capture_has() -> None:
     config = TransformerConfig(
         vocabulary=32, layers=2, width=32, heads=2, kv_heads=1, head_dim=16, hidden=64
