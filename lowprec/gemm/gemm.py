@@ -21,8 +21,9 @@ from lowprec.gemm.operand import (
     random_signs,
     whole_transforms,
 )
+from lowprec.gemm.promotion import scale_product
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, get_recipe
-from lowprec.gemm.summation import scale_product, sum_products
+from lowprec.gemm.summation import sum_products
 from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
 from lowprec.numerics.format import Format, get_format

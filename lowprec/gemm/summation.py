@@ -1,5 +1,6 @@
 """Sums above the instruction: promotion to float32, scales of tiles, and the order over K."""
 
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax import lax
 from lowprec.engines.engine import Engine
 from lowprec.engines.matmul import product
 from lowprec.gemm.operand import Operand
+from lowprec.gemm.promotion import add_promoted, plus, within_range
 from lowprec.gemm.recipe import Recipe, split_of
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format
@@ -20,16 +22,6 @@ _TILE = 128
 """Rows and columns of the output tiles that `stream_k` hands out."""
 _STEP = 32
 """The least k that `split_k` and `stream_k` cut at, where no instruction is longer."""
-
-
-def scale_product(
-    a: jax.Array | None, b: jax.Array | None, shape: tuple[int, ...]
-) -> jax.Array | None:
-    """fl(sa * sb) as float32 bits of a shape; the one that is given; or None."""
-    given = [jnp.broadcast_to(x, shape) for x in (a, b) if x is not None]
-    if len(given) == 2:
-        return float32.multiply(*given)
-    return given[0] if given else None
 
 
 def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
@@ -49,22 +41,24 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     if every is None and recipe.order.startswith("split_k"):
         return _split(left, right, recipe, formats, length)
     chunks = _cut(left, right, length, steps, recipe.engine.scale_block or 1)
+    in_range = None if every is None else within_range(left, right, recipe.engine, length)
+    add = functools.partial(_add, recipe, formats, in_range)
     if recipe.order == "sequential":
-        add = lambda total, chunk: (_add(recipe, formats, total, chunk), None)
-        return lax.scan(add, jnp.zeros(shape, jnp.uint32), chunks)[0]
+        one = lambda total, chunk: (add(total, chunk), None)
+        return lax.scan(one, jnp.zeros(shape, jnp.uint32), chunks)[0]
     starts = jnp.asarray(part_starts(recipe.order, shape, steps))
 
     def step(state: Any, operands: Any) -> tuple[Any, None]:
         chunk, begins = operands
         total, part = state
         begins = jnp.repeat(jnp.repeat(begins, _TILE, 0), _TILE, 1)[: shape[0], : shape[1]]
-        total = jnp.where(begins, _plus(total, part), total)
-        return (total, _add(recipe, formats, jnp.where(begins, 0, part), chunk)), None
+        total = jnp.where(begins, plus(total, part), total)
+        return (total, add(jnp.where(begins, 0, part), chunk)), None
 
     # -0 is what leaves every part as it is, the first included.
     start = jnp.full(shape, float32.SIGN), jnp.full(shape, float32.SIGN)
     total, part = lax.scan(step, start, (chunks, starts))[0]
-    return _plus(total, part)
+    return plus(total, part)
 
 
 def _format(target: Format | Block) -> Format:
@@ -96,7 +90,7 @@ def _split(
         b_scales = None if right.block_scales is None else right.block_scales[blocks]
         a, b = left.values[:, part], right.values[part]
         found = _engine_sum(a, b, None, recipe.engine, formats, (a_scales, b_scales))
-        total = found if total is None else _plus(total, found)
+        total = found if total is None else plus(total, found)
     assert total is not None
     return total
 
@@ -114,11 +108,13 @@ def part_starts(order: str, shape: tuple[int, int], steps: int) -> np.ndarray:
     return ((work % per_worker == 0) | (work % steps == 0)).transpose(2, 0, 1)
 
 
-def _plus(a: jax.Array, b: jax.Array) -> jax.Array:
-    return float32.fused_multiply_add(jnp.full(a.shape, float32.ONE), a, b)
-
-
-def _add(recipe: Recipe, formats: tuple[Format, Format], total: jax.Array, chunk: Any) -> jax.Array:
+def _add(
+    recipe: Recipe,
+    formats: tuple[Format, Format],
+    in_range: jax.Array | None,
+    total: jax.Array,
+    chunk: Any,
+) -> jax.Array:
     """One step's products added to a total, float32 bits."""
     a, b, a_scale, b_scale, blocks = chunk
     if recipe.promote_every is None:
@@ -126,20 +122,7 @@ def _add(recipe: Recipe, formats: tuple[Format, Format], total: jax.Array, chunk
     partial = _engine_sum(a, b, None, recipe.engine, formats, blocks)
     rows = None if a_scale is None else a_scale[:, None]
     columns = None if b_scale is None else b_scale[None, :]
-    if recipe.promotion == "multiply_multiply_add":
-        for scale in (rows, columns):
-            if scale is not None:
-                partial = float32.multiply(partial, jnp.broadcast_to(scale, partial.shape))
-        return _plus(total, partial)
-    if recipe.promotion == "multiply_fma" and rows is not None and columns is not None:
-        rows, columns = (jnp.broadcast_to(x, total.shape) for x in (rows, columns))
-        return float32.fused_multiply_add(float32.multiply(partial, rows), columns, total)
-    scale = scale_product(rows, columns, total.shape)
-    if scale is None:
-        return _plus(total, partial)
-    if recipe.promotion in ("fma", "multiply_fma"):
-        return float32.fused_multiply_add(scale, partial, total)
-    return _plus(total, float32.multiply(scale, partial))
+    return add_promoted(total, partial, rows, columns, recipe.promotion, in_range)
 
 
 def _engine_sum(

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowprec.gemm.operand import Operand
+from lowprec.gemm.promotion import scale_product
 from lowprec.gemm.recipe import Recipe
-from lowprec.gemm.summation import scale_product, sum_products
+from lowprec.gemm.summation import sum_products
 from lowprec.numerics import float32
 from lowprec.numerics.codec import narrow
 from lowprec.study.ledger_exact import Exact
