@@ -126,8 +126,13 @@ def hadamard(bits: jax.Array, size: int, axis: int) -> jax.Array:
     The sums are butterflies, of neighbours first: in step h = 1, 2, 4, ... the elements i and
     i + h, where i has no bit h, become x[i] + x[i + h] and x[i] - x[i + h]. The last step is the
     product with the float32 next to 1 / sqrt(size), a power of two for size = 4, 16, 64, ...
+
+    A block whose sums could leave the range of float32, as it holds a magnitude of at least
+    2^128 / size, is divided by size before and multiplied after; an element that would then be
+    subnormal, some 2^240 times smaller than the largest, counts as zero.
     """
     axis %= bits.ndim
+    steps = size.bit_length() - 1
     shape = bits.shape
     flip = jnp.array([[[0], [float32.SIGN]]], jnp.uint32)
 
@@ -140,11 +145,16 @@ def hadamard(bits: jax.Array, size: int, axis: int) -> jax.Array:
 
     # Blocks side by side: a step then adds long rows, whatever the size of a block.
     blocks = jnp.moveaxis(bits, axis, -1).reshape(-1, size).T
-    blocks = lax.fori_loop(0, size.bit_length() - 1, step, blocks).T
+    fields = (blocks >> 23) & 255
+    large = jnp.max(fields, axis=0, keepdims=True) >= 255 - steps
+    less = jnp.where(fields > steps, blocks - np.uint32(steps << 23), blocks & float32.SIGN)
+    blocks = jnp.where(large & (fields < 255), less, blocks)
+    blocks = lax.fori_loop(0, steps, step, blocks)
+    root = np.float32(1.0 / math.sqrt(size))
+    factor = jnp.where(large, (root * np.float32(size)).view(np.uint32), root.view(np.uint32))
+    blocks = float32.multiply(blocks, jnp.broadcast_to(factor, blocks.shape)).T
     moved = (*shape[:axis], *shape[axis + 1 :], shape[axis])
-    bits = jnp.moveaxis(blocks.reshape(moved), -1, axis)
-    factor = np.float32(1.0 / math.sqrt(size)).view(np.uint32)
-    return float32.multiply(bits, jnp.full_like(bits, factor))
+    return jnp.moveaxis(blocks.reshape(moved), -1, axis)
 
 
 def mean(bits: jax.Array, axis: int) -> jax.Array:

@@ -69,7 +69,9 @@ def inverse_root(size: int) -> float:
 def _hadamard_row(row: list[float], size: int) -> list[float]:
     made: list[float] = []
     for start in range(0, len(row), size):
-        block, step = row[start : start + size], 1
+        block, step, held = row[start : start + size], 1, 1
+        if max(abs(x) for x in block) * size >= 2.0**128:
+            block, held = [_divided(x, size) for x in block], size
         while step < size:
             block = [
                 _sum(block[i], block[i + step])
@@ -78,8 +80,13 @@ def _hadamard_row(row: list[float], size: int) -> list[float]:
                 for i in range(size)
             ]
             step *= 2
-        made += [_scaled(x, Fraction(inverse_root(size))) for x in block]
+        made += [_scaled(x, Fraction(inverse_root(size)) * held) for x in block]
     return made
+
+
+def _divided(x: float, size: int) -> float:
+    """A quotient that is exact, or a zero of its sign where it is less than 2^-126."""
+    return x / size if abs(x / size) >= 2.0**-126 else math.copysign(0.0, x)
 
 
 def _flipped(row: list[float], signs: list[float]) -> list[float]:

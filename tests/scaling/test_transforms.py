@@ -73,6 +73,29 @@ def test_exact_there_and_back(name: str, kind: str) -> None:
         np.testing.assert_allclose(floats(back), floats(bits), atol=2e-6)
 
 
+def test_large_sums_do_not_overflow() -> None:
+    """A finite H x / sqrt(n) stays finite, however large the sums of x would be."""
+    words = random_words(ROWS * COLUMNS, 5).reshape(ROWS, COLUMNS)
+    bits = (words & np.uint32(0x80FFFFFF)) | np.uint32(0x7D000000)  # 2^123 to 2^125
+    bits[:, 5::8] &= np.uint32(0x80FFFFFF)  # subnormal, or next to it
+    bits[1, :16], bits[2] = 0x7EFFFFFF, words[2] & np.uint32(0x80FFFFFF)  # large apart, none large
+    bits[3, ::2] = bits[3, 1::2] ^ np.uint32(1 << 31)  # cancels
+    for name in ("signs", "hadamard"):
+        transform, vector = TRANSFORMS[name]
+        given = None if vector is None else jnp.asarray(vector, jnp.float32)
+        known = None if vector is None else [float(x) for x in vector]
+        used = bits if name == "signs" else np.delete(bits, 1, axis=0)
+        got = APPLY(jnp.asarray(used), transform, -1, given)[0]
+        want = np.array(transforms_oracle.apply_rows(listed(used), transform, known), np.float32)
+        assert_bits_equal(floats(got), want, inputs=floats(used))
+        assert np.isfinite(want).all() and (np.abs(want).max(axis=-1) > 2.0**124).sum() >= 4
+        scaled = transforms_oracle.apply_rows(
+            listed(np.ldexp(floats(used), -20).view(np.uint32)), transform, known
+        )
+        large = np.abs(want) > 2.0**120
+        np.testing.assert_array_equal(np.ldexp(np.array(scaled), 20)[large], want[large])
+
+
 def test_sylvester_order() -> None:
     """The columns of H / sqrt(n) are the transforms of the unit vectors."""
     unit = jnp.asarray(np.eye(COLUMNS, dtype=np.float32).view(np.uint32))[:ROWS]
