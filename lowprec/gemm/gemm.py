@@ -21,10 +21,9 @@ from lowprec.gemm.operand import (
     random_signs,
     whole_transforms,
 )
-from lowprec.gemm.promotion import scale_product
+from lowprec.gemm.promotion import scaled, within_range
 from lowprec.gemm.recipe import ROLES, OperandPair, Recipe, Role, get_recipe
 from lowprec.gemm.summation import sum_products
-from lowprec.numerics import float32
 from lowprec.numerics.codec import float_array, narrow
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import check_choice, is_stochastic
@@ -349,17 +348,12 @@ def _same_codes(of_engine: Format, of_block: Format) -> bool:
 @functools.partial(jax.jit, static_argnames="recipe")
 def multiply_operands(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     """The product of prepared operands in the engine: promoted, scaled and rounded."""
+    in_range = within_range(left, right, recipe.engine, left.values.shape[1])
     if recipe.scales != "promotion" or recipe.promote_every is None:
         # One scale for the whole sum, or none.
         plain = left._replace(scales=None), right._replace(scales=None)
-        total = _scaled(sum_products(*plain, recipe), left.scales, right.scales)
+        total = scaled(sum_products(*plain, recipe), left.scales, right.scales, in_range)
     else:
         total = sum_products(left, right, recipe)
-    total = _scaled(total, left.tensor_scale, right.tensor_scale)
+    total = scaled(total, left.tensor_scale, right.tensor_scale, in_range)
     return narrow(total, np.dtype(recipe.output.name))
-
-
-def _scaled(total: jax.Array, a: jax.Array | None, b: jax.Array | None) -> jax.Array:
-    """fl(fl(sa * sb) * total) on float32 bits; scales (M, 1) or (1, 1), and (1, N) or (1, 1)."""
-    scale = scale_product(a, b, total.shape)
-    return total if scale is None else float32.multiply(scale, total)

@@ -4,6 +4,9 @@ On integers, or many times as fast in floats, where no number on the way can be 
 or NaN: every one is a multiple of the last places of what it is made of, and these are looked at.
 """
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,9 +30,59 @@ def scale_product(a: Scale, b: Scale, shape: tuple[int, ...]) -> Scale:
     return given[0] if given else None
 
 
-def plus(a: jax.Array, b: jax.Array) -> jax.Array:
+def plus(a: jax.Array, b: jax.Array, in_range: jax.Array | None = None) -> jax.Array:
     """a + b of float32 bits."""
+    return _either(in_range, _plus_in_floats, _plus_in_integers, a, b)
+
+
+def _plus_in_floats(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a + b
+
+
+def _plus_in_integers(a: jax.Array, b: jax.Array) -> jax.Array:
     return float32.fused_multiply_add(jnp.full(a.shape, float32.ONE), a, b)
+
+
+def scaled(total: jax.Array, a: Scale, b: Scale, in_range: jax.Array | None = None) -> jax.Array:
+    """fl(fl(sa * sb) * total) on float32 bits; scales (M, 1) or (1, 1), and (1, N) or (1, 1)."""
+    if a is None and b is None:
+        return total
+    return _either(in_range, _scaled_in_floats, _scaled_in_integers, total, a, b)
+
+
+def _scaled_in_floats(total: jax.Array, a: Scale, b: Scale) -> jax.Array:
+    scale = _float_scale(a, b)
+    return total if scale is None else apart(scale * total)
+
+
+def _scaled_in_integers(total: jax.Array, a: Scale, b: Scale) -> jax.Array:
+    scale = scale_product(a, b, total.shape)
+    return total if scale is None else float32.multiply(scale, total)
+
+
+def _float_scale(a: Scale, b: Scale) -> Scale:
+    return a if b is None else b if a is None else apart(a * b)
+
+
+def _either(
+    in_range: jax.Array | None,
+    by_floats: Callable[..., jax.Array],
+    by_integers: Callable[..., jax.Array],
+    *given: Scale,
+) -> jax.Array:
+    """Of float32 bits what floats make of them where these are in range, else what integers do.
+
+    The branches are also what keeps a compiler from working the result out again wherever it is
+    used, which took a hundred times as long.
+    """
+    if in_range is None:
+        return by_integers(*given)
+
+    def floats(*given: Scale) -> jax.Array:
+        numbers = (x if x is None else float32.from_bits(x) for x in given)
+        return float32.to_bits(by_floats(*numbers))
+
+    return lax.cond(in_range, floats, by_integers, *given)
 
 
 def add_promoted(
@@ -48,43 +101,31 @@ def add_promoted(
       promotion: as `Recipe.promotion`.
       in_range: what `within_range` says of the whole product.
     """
-    if in_range is None:
-        return _in_integers(total, partial, rows, columns, promotion)
-
-    def by_floats(*given: Scale) -> jax.Array:
-        total, partial, rows, columns = (x if x is None else float32.from_bits(x) for x in given)
-        assert total is not None and partial is not None
-        return float32.to_bits(_in_floats(total, partial, rows, columns, promotion))
-
-    def by_integers(*given: Scale) -> jax.Array:
-        total, partial, rows, columns = given
-        assert total is not None and partial is not None
-        return _in_integers(total, partial, rows, columns, promotion)
-
-    return lax.cond(in_range, by_floats, by_integers, total, partial, rows, columns)
+    ways = (functools.partial(way, promotion) for way in (_in_floats, _in_integers))
+    return _either(in_range, *ways, total, partial, rows, columns)
 
 
 def _in_integers(
-    total: jax.Array, partial: jax.Array, rows: Scale, columns: Scale, promotion: str
+    promotion: str, total: jax.Array, partial: jax.Array, rows: Scale, columns: Scale
 ) -> jax.Array:
     if promotion == "multiply_multiply_add":
         for scale in (rows, columns):
             if scale is not None:
                 partial = float32.multiply(partial, jnp.broadcast_to(scale, partial.shape))
-        return plus(total, partial)
+        return _plus_in_integers(total, partial)
     if promotion == "multiply_fma" and rows is not None and columns is not None:
         rows, columns = (jnp.broadcast_to(x, total.shape) for x in (rows, columns))
         return float32.fused_multiply_add(float32.multiply(partial, rows), columns, total)
     scale = scale_product(rows, columns, total.shape)
     if scale is None:
-        return plus(total, partial)
+        return _plus_in_integers(total, partial)
     if promotion in ("fma", "multiply_fma"):
         return float32.fused_multiply_add(scale, partial, total)
-    return plus(total, float32.multiply(scale, partial))
+    return _plus_in_integers(total, float32.multiply(scale, partial))
 
 
 def _in_floats(
-    total: jax.Array, partial: jax.Array, rows: Scale, columns: Scale, promotion: str
+    promotion: str, total: jax.Array, partial: jax.Array, rows: Scale, columns: Scale
 ) -> jax.Array:
     if promotion == "multiply_multiply_add":
         for scale in (rows, columns):
@@ -92,7 +133,7 @@ def _in_floats(
         return total + partial
     if promotion == "multiply_fma" and rows is not None and columns is not None:
         return _fused(apart(partial * rows), columns, total)
-    scale = rows if columns is None else columns if rows is None else apart(rows * columns)
+    scale = _float_scale(rows, columns)
     if scale is None:
         return total + partial
     if promotion in ("fma", "multiply_fma"):
@@ -105,7 +146,7 @@ def _fused(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def within_range(left: Operand, right: Operand, engine: Engine, length: int) -> jax.Array | None:
-    """Whether floats will do at every step of `length` k; None where that is not known.
+    """Whether floats will do for sums of `length` k and what becomes of them; None if not known.
 
     Whatever an engine rounds off, its sums are multiples of the last places of its products, and
     totals are of those of what is added to them. They are to be normal numbers, and so is whatever
@@ -119,7 +160,7 @@ def within_range(left: Operand, right: Operand, engine: Engine, length: int) -> 
     ends = [_ends(float32.to_bits(x.values)) for x in (left, right)]
     place, size = (sum(x) for x in zip(*ends, strict=True))
     place, size = jnp.minimum(place, 0), jnp.maximum(size + _carries(length), 0)
-    for scales in (left.scales, right.scales):
+    for scales in (left.scales, right.scales, left.tensor_scale, right.tensor_scale):
         if scales is not None:
             low, high = _ends(scales)
             # Any of them may be multiplied without the others.

@@ -39,9 +39,10 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     steps = -(-depth // length)
     shape = (left.values.shape[0], right.values.shape[1])
     if every is None and recipe.order.startswith("split_k"):
-        return _split(left, right, recipe, formats, length)
+        in_range = within_range(left, right, recipe.engine, depth)
+        return _split(left, right, recipe, formats, length, in_range)
     chunks = _cut(left, right, length, steps, recipe.engine.scale_block or 1)
-    in_range = None if every is None else within_range(left, right, recipe.engine, length)
+    in_range = within_range(left, right, recipe.engine, length)
     add = functools.partial(_add, recipe, formats, in_range)
     if recipe.order == "sequential":
         one = lambda total, chunk: (add(total, chunk), None)
@@ -52,13 +53,13 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
         chunk, begins = operands
         total, part = state
         begins = jnp.repeat(jnp.repeat(begins, _TILE, 0), _TILE, 1)[: shape[0], : shape[1]]
-        total = jnp.where(begins, plus(total, part), total)
+        total = jnp.where(begins, plus(total, part, in_range), total)
         return (total, add(jnp.where(begins, 0, part), chunk)), None
 
     # -0 is what leaves every part as it is, the first included.
     start = jnp.full(shape, float32.SIGN), jnp.full(shape, float32.SIGN)
     total, part = lax.scan(step, start, (chunks, starts))[0]
-    return plus(total, part)
+    return plus(total, part, in_range)
 
 
 def _format(target: Format | Block) -> Format:
@@ -77,6 +78,7 @@ def _split(
     recipe: Recipe,
     formats: tuple[Format, Format],
     length: int,
+    in_range: jax.Array | None,
 ) -> jax.Array:
     """Each part of K as the engine sums it from zero; the parts added first to last."""
     _, count = split_of(recipe.order)
@@ -90,7 +92,7 @@ def _split(
         b_scales = None if right.block_scales is None else right.block_scales[blocks]
         a, b = left.values[:, part], right.values[part]
         found = _engine_sum(a, b, None, recipe.engine, formats, (a_scales, b_scales))
-        total = found if total is None else plus(total, found)
+        total = found if total is None else plus(total, found, in_range)
     assert total is not None
     return total
 
