@@ -9,7 +9,7 @@ help:
 	@echo "make report       compare recipes on the small model, write reports/index.html"
 	@echo "make test         the fast tests"
 	@echo "make slow         the slow proofs"
-	@echo "make thorough     the slow proofs of their relatives, which CI leaves out (half an hour)"
+	@echo "make thorough     the slow proofs of their relatives, which CI leaves out (under an hour)"
 	@echo "make lint         ruff and pyright"
 	@echo "make report-full  the report over all of the held-out text"
 	@echo "make train        train the small model again (about half an hour)"

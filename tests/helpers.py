@@ -363,7 +363,7 @@ def graded(
     cases: Sequence[Any],
     *,
     fast: Collection[Any] = (),
-    every: int = 2,
+    every: int = 3,
     name: Callable[[Any], str] | None = None,
 ) -> list[Any]:
     """Cases as parameters: the fast ones, and of the others every so many slow, the rest thorough.

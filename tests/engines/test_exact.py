@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowprec.engines import Engine, get_engine, list_engines
 from lowprec.numerics import Format, get_format
 from tests.engines.dots import FLOAT32, KINDS, by_matmul, by_oracle, draw
-from tests.helpers import assert_bits_equal
+from tests.helpers import assert_bits_equal, graded
 
 Case = tuple[Engine, tuple[Format, Format], Format | None]
 
@@ -130,8 +130,7 @@ def test_engine_is_exact(label: str, kind: str, seed: int) -> None:
     compare(CASES[label], kind, seed)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("label", sorted(CASES))
+@pytest.mark.parametrize("label", graded(sorted(CASES), every=2))
 @settings(max_examples=30)
 @given(kind=st.sampled_from(KINDS), seed=st.integers(0, 2**32 - 1))
 def test_every_engine_is_exact(label: str, kind: str, seed: int) -> None:

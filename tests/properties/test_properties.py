@@ -31,6 +31,7 @@ from tests.helpers import (
     decoded,
     encoded,
     floats,
+    graded,
     random_words,
 )
 from tests.scaling.helpers import changed
@@ -43,12 +44,9 @@ FLOATING = [x for x in FORMATS if x.table is None and x.exponent_bits and x.subn
 
 def over(formats: list[Format]) -> Any:
     """A test for each of some formats, slow but for one of a kind."""
+    fast = [x for x in formats if x.name in KINDS]
     return pytest.mark.parametrize(
-        "fmt",
-        [
-            pytest.param(x, marks=[pytest.mark.slow] * (x.name not in KINDS), id=x.name)
-            for x in formats
-        ],
+        "fmt", graded(formats, fast=fast, every=2, name=lambda x: x.name)
     )
 
 
