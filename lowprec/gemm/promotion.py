@@ -101,8 +101,8 @@ def add_promoted(
       promotion: as `Recipe.promotion`.
       in_range: what `within_range` says of the whole product.
     """
-    ways = (functools.partial(way, promotion) for way in (_in_floats, _in_integers))
-    return _either(in_range, *ways, total, partial, rows, columns)
+    floats, integers = (functools.partial(way, promotion) for way in (_in_floats, _in_integers))
+    return _either(in_range, floats, integers, total, partial, rows, columns)
 
 
 def _in_integers(
@@ -158,18 +158,24 @@ def within_range(left: Operand, right: Operand, engine: Engine, length: int) -> 
         return None
     depth = left.values.shape[1]
     ends = [_ends(float32.to_bits(x.values)) for x in (left, right)]
+    scales = (left.scales, right.scales, left.tensor_scale, right.tensor_scale)
+    factors = [_ends(x) for x in scales if x is not None]
+    # An Inf stays one however small its partner, and NaN has no size.
+    finite = functools.reduce(jnp.logical_and, (high < 128 for _, high in ends + factors))
     place, size = (sum(x) for x in zip(*ends, strict=True))
     place, size = jnp.minimum(place, 0), jnp.maximum(size + _carries(length), 0)
-    for scales in (left.scales, right.scales, left.tensor_scale, right.tensor_scale):
-        if scales is not None:
-            low, high = _ends(scales)
-            # Any of them may be multiplied without the others.
-            place, size = place + jnp.minimum(low, 0), size + jnp.maximum(high + 1, 0)
-    return (place >= -126) & (size + _carries(-(-depth // length)) < 127)
+    for low, high in factors:
+        # Any of them may be multiplied without the others.
+        place, size = place + jnp.minimum(low, 0), size + jnp.maximum(high + 1, 0)
+    return finite & (place >= -126) & (size + _carries(-(-depth // length)) < 127)
 
 
 def _carries(count: int) -> int:
-    """By how many powers of two a sum of so many numbers may exceed them, roundings included."""
+    """By how many powers of two a sum of so many numbers may exceed them, roundings included.
+
+    Of an engine that rounds away from zero roundings could add up; to reach 2^127 they would take
+    more steps than any K has.
+    """
     return max(count - 1, 0).bit_length() + 2
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from lowprec.engines import get_engine
 from lowprec.gemm import get_recipe, promotion, summation
+from lowprec.gemm.gemm import multiply_operands
 from lowprec.gemm.operand import Operand
 from lowprec.gemm.recipe import Recipe
-from lowprec.numerics import get_format
+from lowprec.numerics import float32, get_format
 from lowprec.scaling import cast
 from tests.helpers import assert_bits_equal
 from tests.scaling.helpers import slow_if
@@ -58,7 +60,9 @@ def test_floats_are_integers(how: str, scales: int, seed: int, spread: int) -> N
     columns = np.abs(drawn(rng, (1, SHAPE[1]), spread))
     # Half of the totals cancel all but some last places of what is added to them.
     factor = (rows if scales else np.float32(1)) * (columns if scales > 1 else np.float32(1))
-    near = -(partial * factor) * rng.choice(np.float32([1, 1 + 2**-23, 1 - 2**-20]), SHAPE)
+    near = -(partial * factor) * rng.choice(
+        np.array([1, 1 + 2**-23, 1 - 2**-20], np.float32), SHAPE
+    )
     total = np.where(rng.random(SHAPE) < 0.5, near, total).astype(np.float32)
     bits = (x.view(np.uint32) for x in (total, partial, rows, columns))
     floats, integers = both_ways(how, scales)(*bits)
@@ -93,6 +97,24 @@ POWERS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", PROMOTIONS)
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_what_is_not_finite_is_as_on_integers(
+    bad: float, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = operands(0, -100, (0, 0))
+    left = left._replace(values=left.values.at[3, 4].set(bad))
+    one = recipe(how)
+    got = jax.jit(lambda *given: multiply_operands(*given, one))(left, right)
+    for module in (summation, importlib.import_module("lowprec.gemm.gemm")):
+        monkeypatch.setattr(module, "within_range", lambda *given: None)
+    jax.clear_caches()
+    want = jax.jit(lambda *given: multiply_operands(*given, one))(left, right)
+    assert_bits_equal(got, want)
+    assert not np.isfinite(np.asarray(want, np.float32)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", PROMOTIONS)
 def test_floats_are_used_where_they_are_right(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = recipe(how)
     run = jax.jit(lambda left, right: summation.sum_products(left, right, one))
@@ -112,10 +134,14 @@ def test_what_floats_cannot_do_is_left_to_integers() -> None:
     assert safe(0, 0, (0, 0)) and safe(0, 0, (-20, -20)) and safe(0, 0, (40, 40))
     assert not safe(0, 0, (-149, 0)) and not safe(-70, -70, (0, 0)) and not safe(60, 60, (0, 0))
     left, right = operands(0, 0, (0, 0))
+    nothing = jnp.zeros_like(right.values)
+    partners = (right, right._replace(values=right.values * 2.0**-100), Operand(nothing))
     for bad in (np.nan, np.inf):
         broken = left._replace(values=left.values.at[3, 4].set(bad))
-        assert not promotion.within_range(broken, right, engine, 32)
-    zeros = left._replace(values=jnp.zeros_like(left.values), scales=jnp.zeros_like(left.scales))
+        assert not any(promotion.within_range(broken, x, engine, 32) for x in partners)
+    infinite = Operand(left.values, jnp.full((16, 1), float32.INFINITY, jnp.uint32))
+    assert not any(promotion.within_range(infinite, x, engine, 32) for x in partners)
+    zeros = Operand(jnp.zeros_like(left.values), jnp.zeros((16, 1), jnp.uint32))
     assert promotion.within_range(zeros, right, engine, 32)
 
 
