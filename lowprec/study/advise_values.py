@@ -55,6 +55,8 @@ def in_pieces(target: Format | Block) -> bool:
         return False
     if target.tile[0] == "all" and target.tile[1] != "all":
         return False
+    if target.coding == "affine" and target.transform is not None:
+        return False
     sizes = [size for size in target.tile if size != "all"]
     if target.transform is not None:
         if not target.transform.size:
@@ -66,7 +68,10 @@ def in_pieces(target: Format | Block) -> bool:
 def _in_pieces(x: NDArray[np.float32], target: Format | Block) -> NDArray[np.float32]:
     rows, columns = PIECE
     amax = _spanning_amax(x, target)
-    filled = np.pad(x, [(0, -size % piece) for size, piece in zip(x.shape, PIECE, strict=True)])
+    missing = [(0, -size % piece) for size, piece in zip(x.shape, PIECE, strict=True)]
+    # A zero may lie beyond a tile's other numbers, and widen it; a number that it has does not.
+    affine = isinstance(target, Block) and target.coding == "affine"
+    filled = np.pad(x, missing, mode="edge" if affine else "constant")
     if amax is not None and amax.shape[0] > 1:
         amax = np.pad(amax, [(0, filled.shape[0] - x.shape[0]), (0, 0)])
     out = np.empty_like(filled)

@@ -12,9 +12,11 @@ from lowprec.study import advise_values
 from lowprec.study.advise_candidates import candidates, entries
 from lowprec.study.advise_values import in_pieces, values
 from tests.helpers import assert_bits_equal
+from tests.scaling.helpers import slow_if
 
 FEW = ("mxfp4", "nvfp4", "fp8_channel")
 """Scales of tiles, of tiles and the tensor, and of rows."""
+AFFINE = ("int4_kivi_g32", "int4_quarot_g128")
 
 
 @pytest.fixture
@@ -48,6 +50,16 @@ def test_pieces_are_quantized_as_the_whole(name: str, axis: int, matrix: np.ndar
     found = values(matrix, block, axis)
     assert_bits_equal(found, whole(matrix, block, axis))
     assert 0.2 > np.linalg.norm(found - matrix) / np.linalg.norm(matrix) > 0.001
+
+
+@pytest.mark.parametrize(
+    "name", slow_if(("int4_kivi_g32", "int4_quarot_g128"), ("int4_quarot_g128",))
+)
+def test_zeros_beyond_a_matrix_widen_no_tile(name: str, matrix: np.ndarray) -> None:
+    block, x = lp.get_block(name), np.abs(matrix[4:, :183]) + np.float32(1)
+    found = values(x, block, -1)
+    assert_bits_equal(found, whole(x, block, -1))
+    assert np.abs(found - x)[:, 160:].max() > 0
 
 
 @pytest.mark.slow
