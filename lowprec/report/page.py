@@ -14,6 +14,7 @@ from lowprec.report.accumulation_section import accumulation_section
 from lowprec.report.advise import read_advice
 from lowprec.report.anatomy import read_anatomy
 from lowprec.report.binary_expansion import read_expansion
+from lowprec.report.bit_equality import read_bit_equality
 from lowprec.report.communication import read_communication
 from lowprec.report.engine_speed import read_speed
 from lowprec.report.findings import findings, is_partial, scope
@@ -28,6 +29,7 @@ from lowprec.report.results import SCHEMAS, Results
 from lowprec.report.section import Section
 from lowprec.report.shown import Draw, Shown, standalone
 from lowprec.report.shown import show as show_figure
+from lowprec.report.training import read_training
 
 FIGURES: Mapping[str, tuple[str, str, Draw]] = {
     "sqnr_by_bits": ("Error against bits", "products", figures.error_by_bits),
@@ -88,6 +90,7 @@ def experiments(out: Path) -> list[Section]:
     compared, studied = read_formats(out / "formats"), read_accumulation(out / "accumulation")
     found = (
         read_proof(out / "proof"),
+        read_bit_equality(out / "bit_equality"),
         None if compared is None else format_section(compared),
         None if studied is None else accumulation_section(studied),
         read_ledger(out / "ledger"),
@@ -97,6 +100,7 @@ def experiments(out: Path) -> list[Section]:
         read_prepare(out / "prepare"),
         read_communication(out / "communication"),
         read_advice(out / "advise"),
+        read_training(out / "training"),
         read_speed(out / "throughput"),
         read_recipe_speed(out / "throughput" / "recipes"),
     )

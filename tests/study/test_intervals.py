@@ -1,9 +1,9 @@
-"""The paired bootstrap covers what it should, and ranks own up to ties."""
+"""A paired bootstrap covers what it should, t is the published one, and ranks own up to ties."""
 
 import numpy as np
 import pytest
 
-from lowprec.study.intervals import paired_interval, tied_ranks
+from lowprec.study.intervals import paired_interval, student_t, tied_ranks
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
@@ -38,3 +38,23 @@ def test_one_unit_has_no_interval() -> None:
 def test_ranks() -> None:
     assert tied_ranks([(5, 6), (1, 2), (1.5, 3)]) == ["3", "1-2", "1-2"]
     assert tied_ranks([(0, 0), (0, 0)]) == ["1-2", "1-2"]
+
+
+@pytest.mark.parametrize(
+    ("probability", "degrees", "quantile"),
+    [
+        (0.975, 1, 12.7062), (0.975, 2, 4.3027), (0.975, 3, 3.1824), (0.975, 4, 2.7764),
+        (0.975, 5, 2.5706), (0.975, 60, 2.0003), (0.8, 1, 1.3764), (0.8, 4, 0.9410),
+        (0.8, 7, 0.8960), (0.995, 9, 3.2498),
+    ],
+)  # fmt: skip
+def test_quantiles_are_those_of_published_tables(
+    probability: float, degrees: int, quantile: float
+) -> None:
+    assert round(student_t(probability, degrees), 4) == quantile
+
+
+def test_quantiles_that_there_are_none_of_are_refused() -> None:
+    for probability, degrees in ((0.5, 3), (1.0, 3), (0.9, 0)):
+        with pytest.raises(ValueError, match="use one in"):
+            student_t(probability, degrees)
