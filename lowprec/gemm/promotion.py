@@ -101,7 +101,7 @@ def add_promoted(
       promotion: as `Recipe.promotion`.
       in_range: what `within_range` says of the whole product.
     """
-    floats, integers = (functools.partial(way, promotion) for way in (_in_floats, _in_integers))
+    floats, integers = (functools.partial(way, promotion) for way in (add_in_floats, _in_integers))
     return _either(in_range, floats, integers, total, partial, rows, columns)
 
 
@@ -124,9 +124,10 @@ def _in_integers(
     return _plus_in_integers(total, float32.multiply(scale, partial))
 
 
-def _in_floats(
+def add_in_floats(
     promotion: str, total: jax.Array, partial: jax.Array, rows: Scale, columns: Scale
 ) -> jax.Array:
+    """What `add_promoted` does, on float32 numbers that are in range."""
     if promotion == "multiply_multiply_add":
         for scale in (rows, columns):
             partial = partial if scale is None else apart(partial * scale)

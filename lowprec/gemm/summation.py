@@ -11,8 +11,9 @@ from jax import lax
 
 from lowprec.engines.engine import Engine
 from lowprec.engines.matmul import product
+from lowprec.engines.native import sums_in_turn
 from lowprec.gemm.operand import Operand
-from lowprec.gemm.promotion import add_promoted, plus, within_range
+from lowprec.gemm.promotion import add_in_floats, add_promoted, plus, within_range
 from lowprec.gemm.recipe import Recipe, split_of
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format
@@ -46,7 +47,11 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     add = functools.partial(_add, recipe, formats, in_range)
     if recipe.order == "sequential":
         one = lambda total, chunk: (add(total, chunk), None)
-        return lax.scan(one, jnp.zeros(shape, jnp.uint32), chunks)[0]
+        whole = lambda chunks: lax.scan(one, jnp.zeros(shape, jnp.uint32), chunks)[0]
+        if every is None or in_range is None or not _in_tiles(recipe.engine, every):
+            return whole(chunks)
+        tiles = functools.partial(_promoted_in_tiles, recipe, every, left.values, right.values)
+        return lax.cond(in_range, tiles, whole, chunks)
     starts = jnp.asarray(part_starts(recipe.order, shape, steps))
 
     def step(state: Any, operands: Any) -> tuple[Any, None]:
@@ -60,6 +65,21 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     start = jnp.full(shape, float32.SIGN), jnp.full(shape, float32.SIGN)
     total, part = lax.scan(step, start, (chunks, starts))[0]
     return plus(total, part, in_range)
+
+
+def _in_tiles(engine: Engine, every: int) -> bool:
+    """Whether the engine's own tiles may be promoted one by one."""
+    return engine.tile is not None and every % engine.tile[1] == 0
+
+
+def _promoted_in_tiles(
+    recipe: Recipe, every: int, a: jax.Array, b: jax.Array, chunks: Any
+) -> jax.Array:
+    """float32 bits of the native engine's sum, promoted in floats."""
+    add = functools.partial(add_in_floats, recipe.promotion)
+    beside = tuple(None if x is None else float32.from_bits(x) for x in chunks[2:4])
+    found = sums_in_turn(recipe.engine, a, b, (beside[0], beside[1]), every, add)
+    return float32.to_bits(found)
 
 
 def _format(target: Format | Block) -> Format:

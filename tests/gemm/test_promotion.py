@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowprec.engines import get_engine
-from lowprec.gemm import get_recipe, promotion, summation
+from lowprec.gemm import gemm, get_recipe, promotion, summation
 from lowprec.gemm.gemm import multiply_operands
 from lowprec.gemm.operand import Operand
 from lowprec.gemm.recipe import Recipe
@@ -93,6 +93,30 @@ POWERS = [
     *((power, 0, (0, 0)) for power in range(-140, 120, 12)),
     *((power, power, (-power, -power)) for power in range(-66, 60, 6)),
 ]
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "every"),
+    [
+        ("fma", "deepseek_v3", 128),
+        *(pytest.param(how, "deepseek_v3", 128, marks=pytest.mark.slow) for how in PROMOTIONS[1:]),
+        pytest.param("fma", "mxfp8", 256, marks=pytest.mark.slow),
+    ],
+)
+def test_tiles_of_native_are_promoted_as_its_products(
+    how: str, name: str, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = jax.random.normal(jax.random.key(0), (530, 600))
+    b = jax.random.normal(jax.random.key(1), (600, 140))
+    changes = {"engine": get_engine("native"), "promotion": how, "promote_every": every}
+    one = dataclasses.replace(get_recipe(name), **changes)
+    got = gemm(a, b, one)
+    monkeypatch.setattr(summation, "_in_tiles", lambda *given: False)
+    jax.clear_caches()
+    assert_bits_equal(got, gemm(a, b, one))
+    exact = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
+    error = np.asarray(got, np.float64) - exact
+    assert 0.001 < np.linalg.norm(error) / np.linalg.norm(exact) < 0.1
 
 
 @pytest.mark.slow
