@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lowprec.gemm.recipe import Recipe
-from lowprec.models.operands import Operands, load_operands
+from lowprec.models.operands import Operands, load_layers
 from lowprec.report.advise import write_advice
 from lowprec.study.advise import advise, chosen_recipes
 from lowprec.study.advise_candidates import entries
@@ -129,7 +129,7 @@ def main() -> None:
         path = arguments.operands or Path(folder) / "burgers.safetensors"
         if not path.exists():
             record(path)
-        layers = [x for x in load_operands(path) if isinstance(x, Operands)][: arguments.layers]
+        layers = load_layers(path)[0][: arguments.layers]
         arguments.out.mkdir(parents=True, exist_ok=True)
         limits, combine = Limits(tokens=arguments.tokens), not arguments.no_combinations
         found = [advised(layers, goal, limits, arguments.out, combine) for goal in GOALS]

@@ -19,6 +19,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 Kind = Literal["elements", "blocks", "engines", "recipes"]
 T = TypeVar("T")
+LISTED = 50
+"""At most so many names are all listed where none is like the one that is wanted."""
 Resolvers = Mapping[type, Callable[[str], Any]]
 
 
@@ -103,11 +105,16 @@ def has_key(path: str, key: str) -> bool:
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that nothing has: near matches, or all there are."""
+    """The message for a name that nothing has: near matches, all there are, or how to see all."""
     known = tuple(known)
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
     near += [other for other in known if name and name in other and other not in near][:4]
-    listed = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        listed = f"did you mean {' or '.join(near)}?"
+    elif len(known) <= LISTED:
+        listed = f"known: {', '.join(known)}"
+    else:
+        listed = f"of {len(known)} none is like it; `lowprec list KIND` shows them"
     return f"no {what} is named {name!r}; {listed}"
 
 

@@ -10,8 +10,9 @@ from typing import Literal
 from rich.console import Console
 from rich.progress import Progress
 
+from lowprec.cli_layers import layers_of
 from lowprec.gemm.recipe import ROLES, get_recipe
-from lowprec.models.operands import Operands, load_operands
+from lowprec.models.operands import Operands
 from lowprec.report import stored
 from lowprec.study.advise import Advice, advise, chosen_recipes
 from lowprec.study.advise_candidates import entries
@@ -31,7 +32,9 @@ class AdviseCommand:
     groups. Without a goal the whole Pareto front is printed. Stochastic, prepared and delayed
     recipes take no part: they need a key, calibration rows or a history besides operands; nor do
     those with exact sums or error-optimal scales. Names with * are combinations of blocks, summed
-    by this machine's float32; no hardware is known to run them.
+    by this machine's float32; no hardware is known to run them. In wgrad each group of tokens is a
+    product of its own, of 128 tokens mostly: what scales of whole rows and sums over more tokens
+    lose is not seen there, while bits count a row's scale over all tokens of the layer.
 
     Example: lowprec advise --operands dump.safetensors --budget-bits 4.5 --out advice
     """
@@ -105,11 +108,11 @@ def _line(found: Advice) -> str:
 
 
 def _layers(command: AdviseCommand) -> list[Operands]:
-    loaded = [x for x in load_operands(command.operands) if isinstance(x, Operands)]
+    loaded = layers_of(command.operands)
     wanted = command.layers or ("*",)
     found = [x for x in loaded if any(fnmatchcase(x.layer, pattern) for pattern in wanted)]
     if not found:
-        names = ", ".join(x.layer for x in loaded) or "none"
+        names = ", ".join(x.layer for x in loaded)
         raise ValueError(
             f"{command.operands} has no layer {' or '.join(wanted)}; its layers are {names}"
         )
@@ -137,12 +140,17 @@ def _finish(command: AdviseCommand, found: Sequence[Advice]) -> None:
 
 def _used(found: Sequence[Advice]) -> list[str]:
     """On how much of the operands the figures rest."""
-    sizes = {(x.product.role == "wgrad", x.product.tokens, x.product.shape) for x in found}
-    tokens = sorted({size[1] for size in sizes})
-    products = sorted({f"{m}x{k}x{n}" for _, _, (m, k, n) in sizes})
+    tokens = sorted({x.product.tokens for x in found})
+    products = sorted({"x".join(map(str, x.product.shape)) for x in found})
+    short = {(x.product.shape[1], x.product.depth) for x in found if x.product.role == "wgrad"}
     return [
         f"chosen on {_range(tokens)} tokens, reported on as many others; products (M x K x N) of "
-        f"{', '.join(products)}"
+        f"{', '.join(products)}",
+        *(
+            f"wgrad contracts {k} tokens at a time of the layer's {depth}: bits are of {depth}, "
+            f"the errors of sums and of scales of whole rows are of {k}"
+            for k, depth in sorted(short)
+        ),
     ]
 
 

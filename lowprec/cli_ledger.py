@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
 
+from lowprec.cli_layers import layers_of
 from lowprec.gemm.recipe import Recipe, get_recipe
-from lowprec.models.operands import Operands, load_operands
+from lowprec.models.operands import Operands, as_narrow
 from lowprec.study.ledger import ledger
 from lowprec.study.ledger_rows import LedgerRow, captured_operands, ledger_rows
 from lowprec.study.ledger_terms import Ledger
@@ -72,7 +72,7 @@ def run_ledger(command: LedgerCommand) -> None:
 
 
 def _ledger(command: LedgerCommand, layer: Operands, recipe: Recipe) -> Ledger:
-    a, b = (_narrow(x) for x in layer.product(command.role))
+    a, b = (as_narrow(x) for x in layer.product(command.role))
     return ledger(
         a,
         b,
@@ -98,21 +98,15 @@ def _layers(command: LedgerCommand) -> list[Operands]:
     if command.operands is None:
         layers, wanted = captured_operands(), command.layer or LAYER
     else:
-        loaded = load_operands(command.operands)
-        layers, wanted = [x for x in loaded if isinstance(x, Operands)], command.layer
+        layers, wanted = layers_of(command.operands), command.layer
     found = [x for x in layers if command.role in x.roles and wanted in (None, x.layer)]
     if not found:
-        names = ", ".join(f"{x.layer} ({', '.join(x.roles)})" for x in layers) or "none"
+        names = ", ".join(f"{x.layer} ({', '.join(x.roles)})" for x in layers)
         raise ValueError(
             f"no layer{f' {wanted}' if wanted else ''} has the product {command.role}; those with "
             f"some are {names}"
         )
     return found
-
-
-def _narrow(x: np.ndarray) -> np.ndarray:
-    """In float32, where the type is neither that nor one of 16 bits."""
-    return x if x.dtype.name in ("float32", "bfloat16", "float16") else x.astype(np.float32)
 
 
 def write_rows(rows: Sequence[LedgerRow], out: Path) -> None:

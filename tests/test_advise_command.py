@@ -51,6 +51,20 @@ def test_what_is_written_is_what_was_chosen(
     )
 
 
+def test_wgrad_counts_bits_over_all_tokens_and_says_what_it_contracts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = dump(tmp_path / "dump.npz", tensors(128)), tmp_path / "advice"
+    goal = ["--role", "wgrad", "--min-sqnr", "20", "--no-combinations", "--out", str(out)]
+    assert run(["advise", "--operands", path, "--recipes", "torchao_rowwise", *goal]) == 0
+    assert "wgrad contracts 32 tokens at a time of the layer's 128: bits" in capsys.readouterr().out
+    with (out / "advice.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert (row["k"], row["depth"]) == ("32", "128")
+    # A scale of 8 bits for each row of 128 codes of 8 bits, of which 32 were multiplied at a time.
+    assert float(row["bits_per_element"]) == 8 + 8 / 128 and 20 < float(row["sqnr_db"]) < 40
+
+
 @pytest.mark.slow
 def test_compare_takes_what_is_written(tmp_path: Path) -> None:
     """A layer's recipe of three choices, one of which the catalogue has no blocks for."""
@@ -97,10 +111,21 @@ def test_unusable_operands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     path = dump(tmp_path / "few.npz", tensors(100))
     said = refused(["--operands", path, "--role", "wgrad"], capsys)
     assert "100 tokens are too few" in said and "leave it out with --role" in said
-    lone = dump(tmp_path / "lone.npz", {"table": found["fc.w"]})
-    assert "no layer *; its layers are none" in refused(["--operands", lone], capsys)
+    lone = dump(tmp_path / "lone.npz", {"fc.weight": found["fc.w"]})
+    said = refused(["--operands", lone], capsys)
+    assert "has `fc.weight` but no layer" in said and "LAYER.dy" in said
     layers = ["--operands", path, "--layers", "mlp.*"]
     assert "no layer mlp.*; its layers are fc" in refused(layers, capsys)
+
+
+def test_a_mistyped_key_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = tensors()
+    found["fc.grad"] = found.pop("fc.dy")
+    path = dump(tmp_path / "dump.npz", found)
+    goal = ["--role", "fprop", "--budget-bits", "3"]
+    assert run(["advise", "--operands", path, *RECIPES, *goal]) == 1
+    said = capsys.readouterr().err
+    assert "left out, of no layer: `fc.grad`, `table`; a layer's keys are LAYER.x" in said
 
 
 def test_goals_and_places_that_cannot_be(
@@ -112,7 +137,8 @@ def test_goals_and_places_that_cannot_be(
     assert "not a directory" in refused([*given, "--out", out], capsys)
     assert "even number" in refused([*given, "--groups", "3"], capsys)
     recipe = ["--recipes", "nvfp4_training"]
-    assert "rounds stochastically" in refused([*given, *recipe], capsys)
+    said = refused([*given, *recipe], capsys)
+    assert "rounds stochastically" in said and "compare" not in said
 
 
 def test_nothing_satisfies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,3 +155,4 @@ def test_help_says_what_takes_no_part(capsys: pytest.CaptureFixture[str]) -> Non
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Stochastic, prepared and delayed recipes take no part" in said
     assert "Example: lowprec advise" in said
+    assert "In wgrad each group of tokens is a product of its own" in said

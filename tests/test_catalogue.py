@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
+import lowprec as lp
 from lowprec import catalogue
 from lowprec.numerics import Format
 
@@ -125,6 +126,17 @@ def test_an_unknown_name_lists_near_matches() -> None:
         read("zzzz")
     with pytest.raises(ValueError, match=r"did you mean .*float8_e8m0fnu"):
         read("e8m0")
+
+
+def test_a_name_like_no_other_does_not_list_hundreds() -> None:
+    known = [f"entry{i}" for i in range(catalogue.LISTED + 1)]
+    assert catalogue.unknown("recipe", "zz", known[:-1]).endswith("entry48, entry49")
+    said = catalogue.unknown("recipe", "zz", known)
+    assert said == (
+        "no recipe is named 'zz'; of 51 none is like it; `lowprec list KIND` shows them"
+    )
+    with pytest.raises(ValueError, match=r"no recipe is named 'nope'; of \d+ none is like it"):
+        lp.get_recipe("nope")
 
 
 def test_a_users_file_needs_no_citation(tmp_path: Path) -> None:

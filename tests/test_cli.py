@@ -260,7 +260,7 @@ def test_keys_go_together(dump: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("nvfp4_training", "no draws to repeat"),
+        ("nvfp4_training", "takes a key besides operands"),
         ("gptq_int4_g128", "from calibration rows"),
         ("te_delayed", "magnitudes of earlier steps"),
     ],

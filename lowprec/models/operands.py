@@ -5,7 +5,7 @@ Which of its three products can be studied follows from which of them are there.
 """
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from lowprec.models.tensor_files import read_tensors
 
 MEMBERS = ("x", "w", "dy")
 ROLES = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}
+LAYER_KEYS = "LAYER.x, LAYER.w, LAYER.dy"
+SHOWN = 5
+"""Names of a file's tensors in a message, at most."""
 _TRANSPOSE_ADVICE = "a PyTorch weight is stored (out, in) and must be transposed"
 
 
@@ -159,6 +162,58 @@ def load_operands(
         raise type(error)(f"{path}: {error}") from None
 
 
+def load_layers(path: str | Path) -> tuple[list[Operands], list[str]]:
+    """The layers of a file alone, and the names of its tensors that belong to none.
+
+    Args:
+        path: the file, as for `load_operands`.
+
+    Returns:
+        The layers, sorted by name, and the names of the lone tensors, sorted.
+
+    Raises:
+        ValueError: the file has no layer; the tensors that it has are named, and the keys that make
+            one. And what `load_operands` raises.
+
+    Example:
+        >>> fc = {"fc.x": np.ones((5, 8), np.float32), "fc.w": np.ones((8, 4), np.float32)}
+        >>> np.savez("/tmp/fc.npz", **fc, **{"fc.grad": np.ones((5, 4), np.float32)})
+        >>> layers, lone = load_layers("/tmp/fc.npz")
+        >>> [layer.layer for layer in layers], lone
+        (['fc'], ['fc.grad'])
+    """
+    loaded = load_operands(path)
+    layers = [item for item in loaded if isinstance(item, Operands)]
+    lone = [item.name for item in loaded if isinstance(item, LoneTensor)]
+    if not layers:
+        raise ValueError(
+            f"{path} has {some_of(lone)} but no layer; a layer has two or all of the keys "
+            f"{LAYER_KEYS}"
+        )
+    return layers, lone
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names on one line, the first five of more.
+
+    Example:
+        >>> some_of(["a", "b"])
+        '`a`, `b`'
+    """
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return _listed(names[:SHOWN]) + more
+
+
+def as_narrow(x: np.ndarray) -> np.ndarray:
+    """In float32, where the type is neither that nor one of 16 bits.
+
+    Example:
+        >>> as_narrow(np.ones(2, np.float16)).dtype.name
+        'float16'
+    """
+    return x if x.dtype.name in ("float32", "bfloat16", "float16") else x.astype(np.float32)
+
+
 def _named_product(tensors: dict[str, np.ndarray], a: str, b: str) -> Operands:
     for argument, key in (("a", a), ("b", b)):
         if key not in tensors:
@@ -235,12 +290,12 @@ def _tokens_first(name: str, array: np.ndarray) -> np.ndarray:
     return _checked(name, array).reshape(-1, array.shape[-1])
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(quoted(name) for name in names)
 
 
 def _contents(tensors: dict[str, np.ndarray]) -> str:
     if not tensors:
         return "no tensors"
-    shown = [f"{quoted(n)} {t.dtype} {t.shape}" for n, t in sorted(tensors.items())[:5]]
-    return ", ".join(shown) + (f" and {len(tensors) - 5} more" if len(tensors) > 5 else "")
+    shown = [f"{quoted(n)} {t.dtype} {t.shape}" for n, t in sorted(tensors.items())[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")

@@ -44,6 +44,7 @@ def advice_section(frame: pl.DataFrame, record: dict[str, Any]) -> Section:
         note=(
             "What `lowprec advise` chooses for the layers of a PyTorch network that learned to "
             "advance a flow: on every second group of tokens, reported on the others."
+            + _contracted(frame)
         ),
         command=str(record.get("command", "")),
         date=str(record.get("date", "")),
@@ -51,6 +52,17 @@ def advice_section(frame: pl.DataFrame, record: dict[str, Any]) -> Section:
         findings=_findings(frame),
         figures=[] if drawn is None else [drawn],
         tables=[] if frame.is_empty() else [_table(frame)],
+    )
+
+
+def _contracted(frame: pl.DataFrame) -> str:
+    """Over how many tokens the products in wgrad go, and their bits."""
+    rows = frame.filter(pl.col("role") == "wgrad")
+    if rows.is_empty():
+        return ""
+    return (
+        f" In wgrad products contract {advise_figure.span(rows['k'], 0)} tokens at a time, and "
+        f"bits per element spread the scale of a row over {advise_figure.span(rows['depth'], 0)}."
     )
 
 

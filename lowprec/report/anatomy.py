@@ -50,7 +50,7 @@ def anatomy_section(frame: pl.DataFrame, record: Mapping[str, Any]) -> Section:
         note=(
             "The error ledger of a recipe beside those of the same recipe with another tile, scale "
             "rule, scale format, second level, transform, rounding, engine, promotion interval or "
-            "element format, on the same operands."
+            "element format, on the same operands." + _by_chance(frame)
         ),
         command=str(record.get("command", "")),
         date=str(record.get("date", "")),
@@ -58,6 +58,19 @@ def anatomy_section(frame: pl.DataFrame, record: Mapping[str, Any]) -> Section:
         findings=[found for base in bases if (found := _finding(frame, base)) is not None],
         figures=[figure for figure in drawn if figure is not None],
         tables=[_table(frame)],
+    )
+
+
+def _by_chance(frame: pl.DataFrame) -> str:
+    """How many intervals exclude zero, beside how many would were nothing to move."""
+    rows = drawing.moves(frame).drop_nulls("change_low")
+    if rows.is_empty():
+        return ""
+    apart = rows.filter((pl.col("change_low") > 0) | (pl.col("change_high") < 0))
+    return (
+        f" Each 95 % interval stands alone: of {len(rows)}, {len(apart)} exclude zero, where about "
+        f"{words.number(0.05 * len(rows), 0)} would by chance if no change moved anything; a "
+        "small change that is resolved may be one of these."
     )
 
 

@@ -98,7 +98,7 @@ def _stack(axes: Axes, rows: pl.DataFrame, recipes: list[str]) -> None:
 
 
 def parts_title(frame: pl.DataFrame) -> str:
-    """How much of the error the grid is, and what else is largest."""
+    """How much of the error the grid is, and what else is largest, in means over layers."""
     rows = grouped(frame)
     grids = (
         rows.filter(pl.col("group").str.starts_with("grid"))
@@ -109,9 +109,9 @@ def parts_title(frame: pl.DataFrame) -> str:
     others = rows.filter(~pl.col("group").str.starts_with("grid"))
     top = others.sort("part", descending=True).row(0, named=True)
     return (
-        f"Rounding to the grid is {words.percent(least, 0)} to {words.percent(most, 0)} of the "
-        f"error; the largest other part is {top['group']} in {top['recipe']}, {top['role']}, "
-        f"{words.percent(top['part'], 0)}"
+        f"In the mean over layers rounding to the grid is {words.percent(least, 0)} to "
+        f"{words.percent(most, 0)} of the error; the largest other part is {top['group']} in "
+        f"{top['recipe']}, {top['role']}, {words.percent(top['part'], 0)}"
     )
 
 
@@ -153,7 +153,7 @@ def loudness(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def energies_title(frame: pl.DataFrame) -> str:
-    """The loudest term of the arithmetic, and how far below the whole error it is."""
+    """The loudest term of the arithmetic, and how far below the error it is, in medians."""
     rows = loudness(frame)
     arithmetic = rows.filter(pl.col("term").is_in(ARITHMETIC))
     if arithmetic.is_empty():
@@ -163,8 +163,8 @@ def energies_title(frame: pl.DataFrame) -> str:
     total = rows.filter(same, pl.col("term") == "total")["decibels"][0]
     return (
         f"The loudest term of engines, scales and transforms is {top['term'].replace('_', ' ')} in "
-        f"{top['recipe']}, {top['role']}: {words.number(top['decibels'], 0)} dB, "
-        f"{words.number(total - top['decibels'], 0)} dB below the error as a whole"
+        f"{top['recipe']}, {top['role']}: {words.number(top['decibels'], 0)} dB in the median over "
+        f"layers, {words.number(total - top['decibels'], 0)} dB below the error as a whole"
     )
 
 

@@ -5,6 +5,7 @@ operands; what is chosen has run with its own engine, and so have the figures th
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -27,17 +28,13 @@ from lowprec.study.advise_choice import (
 )
 from lowprec.study.advise_parts import Limits, Part, Product, cut
 from lowprec.study.advise_screen import Progress, Screen, sqnr
+from lowprec.study.intervals import student_t
 from lowprec.study.ratios import Estimate, decibels
 
 MARGIN = 0.5
 """dB by which a combination may be better than the errors of its operands, added, let expect."""
 LEVEL = 16
 """Candidates that are scored before it is asked whether dearer ones are needed."""
-_STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
-    2.145, 2.131,
-)  # fmt: skip
-"""Student's t, two-sided 95 %, by degrees of freedom from 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,26 +101,21 @@ def advise(
     if not wanted:
         shown = ", ".join(f"{x.layer} ({', '.join(x.roles)})" for x in operands) or "no layers"
         raise ValueError(f"there is no product {' or '.join(roles)} in {shown}")
-    tell = progress or _silent
+    tell: Progress = progress or (lambda *_: None)
     # Everything is checked before the first minute is spent.
     products = [cut(layer, role, limits or Limits()) for layer, role in wanted]
     # K decides what the scale of a row costs.
-    sizes: set[tuple[Role, int]] = {(product.role, product.shape[1]) for product in products}
+    sizes: set[tuple[Role, int]] = {(product.role, product.depth) for product in products}
     offered = {(role, depth): candidates(recipes, role, depth) for role, depth in sizes}
     for i, product in enumerate(products):
         where = f"{product.layer} {product.role} ({i + 1} of {len(products)})"
         yield _advise(
             product,
-            offered[product.role, product.shape[1]],
+            offered[product.role, product.depth],
             goal,
             combine=combine,
             tell=lambda step, done, total, where=where: tell(f"{where}: {step}", done, total),
         )
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
-    del step, done, total
 
 
 def _advise(
@@ -246,15 +238,23 @@ def ratio(numerator: NDArray[np.float64], denominator: NDArray[np.float64]) -> E
 
 
 def interval(found: Estimate, groups: int) -> tuple[float, float]:
-    """The 95 % interval of an estimate over so many groups of tokens.
+    """The 95 % interval of an estimate over so many groups of tokens, by Student's t.
+
+    Raises:
+      ValueError: fewer than two groups.
 
     Example:
       >>> low, high = interval(Estimate(20.0, 0.1), 8)
       >>> round(low, 2), round(high, 2)
       (19.76, 20.24)
     """
-    wide = _STUDENT[groups - 2] * found.standard_error
+    wide = _student(groups - 1) * found.standard_error
     return found.value - wide, found.value + wide
+
+
+@functools.cache
+def _student(degrees: int) -> float:
+    return student_t(0.975, degrees)
 
 
 def chosen_recipes(found: Sequence[Advice]) -> dict[str, dict[Role, Recipe]]:

@@ -36,7 +36,7 @@ class Candidate:
 
     Attributes:
       recipe: as the role runs it (`Recipe.in_role`).
-      depth: K, over which the scale of a whole row is spread.
+      depth: K of the layer's product, over which the scale of a whole row is spread.
       alike: names of other recipes that compute the same.
       made: whether it is a combination rather than an entry.
     """
@@ -104,7 +104,7 @@ def candidates(recipes: Sequence[Recipe], role: Role, depth: int) -> list[Candid
     Args:
       recipes: what to choose from.
       role: of the product.
-      depth: its K.
+      depth: its K, in wgrad all tokens of the layer.
 
     Raises:
       ValueError: a recipe that needs more than operands.

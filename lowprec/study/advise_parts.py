@@ -1,7 +1,8 @@
 """Products cut in two parts: what a recipe is chosen on, and what its error is reported on.
 
 Tokens are cut into groups, even ones to choose on and odd ones to report. In fprop and dgrad they
-are rows of one product; in wgrad they are contracted, and each group is a product of its own.
+are rows of one product; in wgrad they are contracted, and each group is a product of its own, of
+fewer terms than the layer's: errors are those of the short sums, bits those of the layer's K.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowprec.gemm.recipe import Role
 from lowprec.models.array_checks import check_values
-from lowprec.models.operands import ROLES, Operands
+from lowprec.models.operands import ROLES, Operands, as_narrow
 
 STRIPE = 128
 """Neighbouring columns that are sampled together, so that tiles of a weight stay whole."""
@@ -85,6 +86,8 @@ class Product:
       layer, role: which.
       select, report: its parts, of equal shapes and other tokens.
       shape: (M, K, N) of each pair.
+      depth: K of the layer's own product, in wgrad all its tokens: what a row's scale is spread
+        over. The pairs contract as many numbers, but in wgrad no more than a group has tokens.
       tokens: of each part.
     """
 
@@ -93,6 +96,7 @@ class Product:
     select: Part
     report: Part
     shape: tuple[int, int, int]
+    depth: int
     tokens: int
 
 
@@ -115,7 +119,7 @@ def cut(layer: Operands, role: Role, limits: Limits) -> Product:
     """
     for name in ROLES[role]:
         check_values(f"{layer.layer}.{name}", getattr(layer, name))
-    a, b = (_narrow(x) for x in layer.product(role))
+    a, b = (as_narrow(x) for x in layer.product(role))
     if role == "wgrad":
         a, b = a[_sampled(a.shape[0], limits.outputs)], b[:, _sampled(b.shape[1], limits.outputs)]
         groups = _groups(b.shape[0], layer.layer, role, limits)
@@ -137,13 +141,9 @@ def cut(layer: Operands, role: Role, limits: Limits) -> Product:
         select=parts[0],
         report=parts[1],
         shape=(*first.shape, second.shape[1]),
+        depth=a.shape[1],
         tokens=sum(len(group) for group in groups[::2]),
     )
-
-
-def _narrow(x: NDArray) -> NDArray:
-    """In float32, where the type is neither that nor one of 16 bits."""
-    return x if x.dtype.name in ("float32", "bfloat16", "float16") else x.astype(np.float32)
 
 
 def _sampled(size: int, most: int) -> NDArray[np.intp]:

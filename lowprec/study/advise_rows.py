@@ -16,6 +16,8 @@ from lowprec.study.ratios import Estimate
 class AdviceRow:
     """One chosen recipe of one product; `recipe` is empty where nothing satisfies.
 
+    `m`, `k` and `n` are of the products that were multiplied, which contract in wgrad a group of
+    tokens at a time; bits per element spread the scale of a row over `depth` numbers.
     `select_db` is the SQNR on the tokens that were chosen on, `sqnr_db` with its 95 % interval
     [`low_db`, `high_db`] that on the others, over `groups` groups of tokens. `gap_db` is by how
     much the runner-up is worse, on the same tokens, with its interval. `considered` candidates
@@ -29,6 +31,7 @@ class AdviceRow:
     m: int
     k: int
     n: int
+    depth: int
     tokens: int
     groups: int
     recipe: str
@@ -62,6 +65,7 @@ def advice_rows(found: Advice, *, source: str) -> list[AdviceRow]:
         "m": m,
         "k": k,
         "n": n,
+        "depth": found.product.depth,
         "tokens": found.product.tokens,
         "groups": len(found.product.report.signal),
         "considered": len(found.scores),
@@ -126,9 +130,12 @@ def reason(found: Advice, candidate: Candidate) -> str:
     goal, parts = found.goal, []
     if goal.min_sqnr is not None:
         parts.append(f"cheapest of {goal}")
-        value = found.sqnr[candidate].value
-        if value < goal.min_sqnr:
-            parts.append(f"but {value:.1f} dB on the tokens it was not chosen on")
+        own = found.sqnr[candidate]
+        low, _ = interval(own, len(found.product.report.signal))
+        if own.value < goal.min_sqnr:
+            parts.append(f"but {own.value:.1f} dB on the tokens it was not chosen on")
+        elif low < goal.min_sqnr:
+            parts.append(f"but its 95 % interval reaches down to {low:.1f} dB")
     elif goal.budget_bits is not None:
         parts.append(f"best {goal}")
     second = found.runner_up[candidate]

@@ -16,7 +16,7 @@ from lowprec.models.capture import capture
 from lowprec.models.cards import card
 from lowprec.models.checkpoint import default_checkpoint, load_checkpoint
 from lowprec.models.corpus import Windows, load_held_out, windows
-from lowprec.models.operands import LoneTensor, Operands, load_operands
+from lowprec.models.operands import LoneTensor, Operands, as_narrow, load_operands
 from lowprec.scaling.block import Block
 from lowprec.study.fate import value_histogram
 from lowprec.study.model import QUANTIZED, Predictions, Quantized, compare_model, predict, ranked
@@ -132,18 +132,18 @@ def check_comparable(recipe: Recipe) -> None:
     """ValueError for a recipe that needs more than its operands, and what to call instead."""
     if recipe.stochastic:
         raise ValueError(
-            f"recipe {recipe.name!r} rounds stochastically, and `compare` has no draws to repeat; "
-            f"call lowprec.gemm with a key"
+            f"recipe {recipe.name!r} rounds stochastically, which takes a key besides operands; "
+            f"call lowprec.gemm with one"
         )
     if recipe.prepare is not None:
         raise ValueError(
-            f"recipe {recipe.name!r} prepares its weight from calibration rows, which `compare` "
-            f"does not have; call lowprec.study.prepared.compare_prepared"
+            f"recipe {recipe.name!r} prepares its weight from calibration rows, which it takes "
+            f"besides operands; call lowprec.study.prepared.compare_prepared"
         )
     if recipe.takes_history:
         raise ValueError(
-            f"recipe {recipe.name!r} scales by the magnitudes of earlier steps, which `compare` "
-            f"does not have; call lowprec.linear with an amax_history"
+            f"recipe {recipe.name!r} scales by the magnitudes of earlier steps, which it takes "
+            f"besides operands; call lowprec.linear with an amax_history"
         )
 
 
@@ -310,17 +310,13 @@ def _histogram(operands: Sequence[Operands], recipes: Sequence[Recipe]) -> list[
     if not inputs:
         return []
     name = HISTOGRAM_LAYER if HISTOGRAM_LAYER in inputs else next(iter(inputs))
-    x = _plain(inputs[name])
+    x = as_narrow(inputs[name])
     return [
         HistogramRow(layer=name, operand="x", block=qualified(block), value=v, count=count)
         for block in blocks_of(recipes)
         if isinstance(block, Block)
         for v, count in value_histogram(x, block)
     ]
-
-
-def _plain(x: np.ndarray) -> np.ndarray:
-    return x if x.dtype.name in ("float32", "bfloat16", "float16") else x.astype(np.float32)
 
 
 def _in_order(into: Collected, recipes: list[str]) -> None:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowprec.models.operands import LoneTensor, Operands, load_operands
+from lowprec.models.operands import LoneTensor, Operands, load_layers, load_operands
 
 
 def numbers(*shape: int) -> np.ndarray:
@@ -137,6 +137,29 @@ def test_named_product_uses_nothing_else(npz: Path) -> None:
     assert (layer.layer, layer.roles) == ("q @ kt", ("fprop",))
     a, b = layer.product("fprop")
     assert (a.shape, b.shape) == ((8, 3), (3, 5))
+
+
+def test_layers_alone_and_what_belongs_to_none(npz: Path) -> None:
+    tensors = {"fc.x": numbers(4, 3), "fc.w": numbers(3, 2), "fc.grad": numbers(4, 2)}
+    layers, lone = load_layers(saved(npz, **tensors, other=numbers(5, 2)))
+    assert [layer.layer for layer in layers] == ["fc"] and lone == ["fc.grad", "other"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["fc.x"], "`fc.x` but"),
+        (["fc.input", "fc.weight"], "`fc.input`, `fc.weight` but"),
+        ([f"t{i}" for i in range(8)], "`t3`, `t4` and 3 more but"),
+    ],
+)
+def test_a_file_without_layers_names_its_tensors(keys: list[str], named: str, npz: Path) -> None:
+    path = saved(npz, **dict.fromkeys(keys, numbers(4, 4)))
+    with pytest.raises(ValueError) as caught:
+        load_layers(path)
+    said = str(caught.value)
+    assert said.startswith(str(path)) and named in said
+    assert said.endswith("no layer; a layer has two or all of the keys LAYER.x, LAYER.w, LAYER.dy")
 
 
 def test_bfloat16_comes_through_safetensors_bit_for_bit(tmp_path: Path) -> None:

@@ -15,22 +15,28 @@ from tests.report.test_page import Page
 
 COMMITTED = Path(__file__).parents[2] / "reports" / "advise"
 ROW = AdviceRow(
-    source="s", goal="within 4.5 bits", layer="fc", role="fprop", m=64, k=32, n=8, tokens=64,
-    groups=8, recipe="recipe:mxfp4", made=False, block_a="block:mxfp4", block_b="block:mxfp4",
-    engine="engine:native", bits_per_element=4.25, select_db=17.0, sqnr_db=17.2, low_db=16.9,
-    high_db=17.5, runner_up="recipe:other", runner_up_bits=4.25, gap_db=1.5, gap_low_db=1.2,
-    gap_high_db=1.8, considered=30, combined=0, reason="because",
+    source="s", goal="within 4.5 bits", layer="fc", role="fprop", m=64, k=32, n=8,
+    depth=32, tokens=64, groups=8, recipe="recipe:mxfp4", made=False, block_a="block:mxfp4",
+    block_b="block:mxfp4", engine="engine:native", bits_per_element=4.25, select_db=17.0,
+    sqnr_db=17.2, low_db=16.9, high_db=17.5, runner_up="recipe:other", runner_up_bits=4.25,
+    gap_db=1.5, gap_low_db=1.2, gap_high_db=1.8, considered=30, combined=0, reason="because",
 )  # fmt: skip
 
 
 def rows() -> list[AdviceRow]:
     """Two products under two goals; a combination, and a product that nothing satisfies."""
     named = {"recipe": "recipe:a_b", "made": True, "sqnr_db": 19.0, "combined": 20}
-    better = dataclasses.replace(ROW, role="wgrad", **named, low_db=18.0, high_db=20.0)
+    better = dataclasses.replace(ROW, role="wgrad", depth=512, **named, low_db=18.0, high_db=20.0)
     fine = {"goal": "at least 30 dB", "sqnr_db": 31.0, "low_db": 30.5, "high_db": 31.5}
     above = dataclasses.replace(ROW, **fine, bits_per_element=8.25)
     none = dataclasses.replace(
-        ROW, goal="at least 30 dB", role="wgrad", recipe="", sqnr_db=math.nan, runner_up=""
+        ROW,
+        goal="at least 30 dB",
+        role="wgrad",
+        depth=512,
+        recipe="",
+        sqnr_db=math.nan,
+        runner_up="",
     )
     return [ROW, better, above, none]
 
@@ -45,6 +51,12 @@ def test_titles_and_findings_follow_the_data() -> None:
         "at least 30 dB: 1 of 2 products keep 31.0 dB in 8.25 bits"
     )
     section = advice_section(frame(), {})
+    assert section.note.endswith(
+        " In wgrad products contract 32 tokens at a time, and bits per element spread the scale of "
+        "a row over 512."
+    )
+    forward = advice_section(frame().filter(pl.col("role") == "fprop"), {})
+    assert "wgrad" not in forward.note
     texts = [finding.text for finding in section.findings]
     assert "in 1 of 3 choices." in texts[1] and "recipe:a_b 1" in section.findings[1].evidence
     assert f"moves by {words.signed(0.2, 2)} to {words.signed(14.0, 2)} dB" in texts[2]

@@ -63,6 +63,18 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert "1 of 3 changes are not resolved" in written.findings[0].evidence
 
 
+def test_the_note_says_how_many_intervals_chance_would_resolve() -> None:
+    """Three changes on three products; those of the engine hold zero."""
+    note = anatomy_section(stored.frame(rows(), AnatomyRow), {}).note
+    assert "of 9, 6 exclude zero, where about 0 would by chance" in note
+    assert "exclude zero" not in anatomy_section(stored.frame([], AnatomyRow), {}).note
+
+
+def test_committed_intervals_beside_chance() -> None:
+    found = read_anatomy(COMMITTED)
+    assert found is not None and "of 224, 87 exclude zero, where about 11 would" in found.note
+
+
 def test_no_rows_no_figure_and_no_finding() -> None:
     section = anatomy_section(stored.frame([], AnatomyRow), {})
     assert section.figures == [] and section.findings == [] and section.tables[0].rows == []

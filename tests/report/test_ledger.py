@@ -72,12 +72,13 @@ def test_there_and_back(tmp_path: Path) -> None:
 def test_titles_follow_the_data() -> None:
     # The last two products have a gain of 0.06 and 0.07: 6.5 % of the error is a's gain.
     assert ledger_figure.parts_title(frame()) == (
-        "Rounding to the grid is 95 % to 101 % of the error; the largest other part is gain in "
-        "recipe:coarse, wgrad, 6 %"
+        "In the mean over layers rounding to the grid is 95 % to 101 % of the error; the largest "
+        "other part is gain in recipe:coarse, wgrad, 6 %"
     )
-    assert f"alignment in recipe:fine, fprop: {words.MINUS}140 dB, 120 dB below" in (
+    assert f"alignment in recipe:fine, fprop: {words.MINUS}140 dB in the median over" in (
         ledger_figure.energies_title(frame())
     )
+    assert "layers, 120 dB below the error" in ledger_figure.energies_title(frame())
     silent = frame().filter(pl.col("term") != "alignment")
     assert ledger_figure.energies_title(silent).endswith("add no error")
 

@@ -14,7 +14,7 @@ from lowprec.study.advise import Advice, advise, interval, ratio
 from lowprec.study.advise_candidates import Candidate
 from lowprec.study.advise_choice import Goal, choose
 from lowprec.study.advise_parts import Limits
-from lowprec.study.advise_rows import advice_rows, table
+from lowprec.study.advise_rows import advice_rows, reason, table
 from lowprec.study.ratios import Estimate
 
 FEW = ("bf16", "mxfp4", "mxfp8", "ocp_e2m1_e4m3", "ocp_e4m3_e2m1")
@@ -115,6 +115,23 @@ def test_figures_are_of_the_tokens_that_were_not_chosen_on() -> None:
     assert "best within 6.3 bits" in text and f"{row.sqnr_db:.1f}" in text
 
 
+def test_a_goal_that_the_interval_does_not_hold_is_flagged() -> None:
+    """Three goals: below the interval of what is chosen, inside it, and above its value."""
+    [found] = advise([layer()], recipes(), Goal(min_sqnr=20), roles=["fprop"], combine=False)
+    [only] = found.picked
+    low, high = interval(found.sqnr[only], len(found.product.report.signal))
+    assert 20 < low < found.sqnr[only].value < high
+    for wanted, flag in (
+        (low - 0.01, ""),
+        (low + 0.01, f"but its 95 % interval reaches down to {low:.1f} dB"),
+        (high, f"but {found.sqnr[only].value:.1f} dB on the tokens it was not chosen on"),
+    ):
+        goal = Goal(min_sqnr=wanted)
+        said = reason(dataclasses.replace(found, goal=goal), only).split("; ")
+        assert said[0] == f"cheapest of {goal}"
+        assert [x for x in said if x.startswith("but ")] == ([flag] if flag else [])
+
+
 def test_what_nothing_satisfies_says_what_comes_nearest() -> None:
     [found] = advise([layer()], recipes(), GOALS[4], roles=["fprop"], combine=False)
     [row] = advice_rows(found, source="s")
@@ -148,7 +165,11 @@ def test_intervals_are_students() -> None:
     assert found.value == pytest.approx(20) and high - 20 == pytest.approx(20 - low)
     # t of 3 degrees of freedom, times the standard error of the mean of log-energies.
     error = 10 / math.log(10) * energies.std(ddof=1) / 100 / 2
-    assert high - 20 == pytest.approx(3.182 * error, rel=1e-6)
+    assert high - 20 == pytest.approx(3.18244630528 * error, rel=1e-9)
+    # More groups than a printed table has, and too few for a spread.
+    assert interval(Estimate(0.0, 1.0), 29) == pytest.approx((-2.04840714180, 2.04840714180))
+    with pytest.raises(ValueError, match="degrees"):
+        interval(found, 1)
     assert ratio(np.ones(2), np.zeros(2)) == Estimate(math.inf, 0.0)
     assert ratio(np.zeros(2), np.ones(2)).value == -math.inf
     assert math.isnan(ratio(np.ones(2), np.array([1.0, np.nan])).value)

@@ -22,6 +22,7 @@ def test_tokens_are_rows_of_one_part_or_the_other(role: str) -> None:
     # Groups of twelve neighbours, in turn.
     assert rows[0][:13].tolist() == [*range(1, 13), 26] and rows[1][0] == 13
     assert product.shape == (48, *(layer(1).product(role)[1].shape))
+    assert product.depth == product.shape[1]
     for part in (product.select, product.report):
         a, b = part.pairs[0]
         wide = (a.astype(np.float64) @ b.astype(np.float64)) ** 2
@@ -33,7 +34,8 @@ def test_tokens_are_rows_of_one_part_or_the_other(role: str) -> None:
 
 def test_wgrad_contracts_the_tokens_of_each_group_alone() -> None:
     product = cut(layer(1100), "wgrad", Limits(tokens=1024))
-    assert product.shape == (8, 128, 6) and product.tokens == 512
+    # Bits are those of the layer's own sums, over all of its tokens.
+    assert product.shape == (8, 128, 6) and product.tokens == 512 and product.depth == 1100
     assert [len(part.pairs) for part in (product.select, product.report)] == [4, 4]
     seen = [a[0] for part in (product.select, product.report) for a, _ in part.pairs]
     assert len({x for tokens in seen for x in tokens}) == 8 * 128

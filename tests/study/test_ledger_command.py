@@ -56,6 +56,16 @@ def test_refusals(
     assert message in capsys.readouterr().err
 
 
+def test_a_file_without_layers_names_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "dump.npz"
+    x = np.ones((4, 4), np.float32)
+    np.savez(path, allow_pickle=False, **{"fc.input": x, "fc.weight": x})
+    assert run(["ledger", "--operands", str(path)]) == 1
+    assert "has `fc.input`, `fc.weight` but no layer" in capsys.readouterr().err
+
+
 def test_an_attribute_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="module 'lowprec' has no attribute 'ledgers'"):
         lp.ledgers  # type: ignore[attr-defined] - what is asked for  # noqa: B018 - looked up, not used
