@@ -12,56 +12,58 @@ from lowprec.report.digest import Column, Table
 from lowprec.report.findings import Finding
 from lowprec.report.section import Section
 from lowprec.study.gemm_recipes import UnitRow
+from lowprec.study.gemm_recipes_budget import BUDGETS, BudgetRow
 from lowprec.study.gemm_recipes_front import RecipeRow
 
 SCRIPT = "experiments/gemm_recipes.py"
-ROWS, UNITS = "rows.csv", "units.parquet"
-BUDGETS = (4.5, 6.5, 8.5)
-"""Bits per element that findings name the best recipe within."""
+ROWS, BEST, UNITS = "rows.csv", "budgets.csv", "units.parquet"
 Row = dict[str, Any]
 
 
 def write_recipes(
-    rows: Sequence[RecipeRow], units: Sequence[UnitRow], record: dict[str, Any], out: Path
+    rows: Sequence[RecipeRow],
+    best: Sequence[BudgetRow],
+    units: Sequence[UnitRow],
+    record: dict[str, Any],
+    out: Path,
 ) -> Section:
     """Writes tables, `manifest.json` and figures into a directory; returns the section."""
     frame = stored.write_table(rows, RecipeRow, out / ROWS)
+    leads = stored.write_table(best, BudgetRow, out / BEST)
     stored.frame(units, UnitRow).cast({pl.Float64: pl.Float32}).write_parquet(out / UNITS)
     stored.write_manifest(record, out)
-    section = recipes_section(frame, record)
+    section = recipes_section(frame, leads, record)
     shown.write_figures(section.figures, out)
     return section
 
 
 def read_recipes(folder: Path) -> Section | None:
-    """The section of what `write_recipes` wrote; None where the folder has no table.
+    """The section of what `write_recipes` wrote; None where the folder has no manifest.
 
     Raises:
-      ValueError: the table lacks a column, or has another type in it.
+      ValueError: a table is missing, lacks a column, or has another type in it.
     """
-    frame = stored.read_table(folder / ROWS, RecipeRow, SCRIPT)
-    return None if frame is None else recipes_section(frame, stored.read_manifest(folder))
+    tables = {"rows": RecipeRow, "budgets": BudgetRow}
+    found = stored.read_tables(folder, tables, SCRIPT)
+    if found is None:
+        return None
+    return recipes_section(found["rows"], found["budgets"], stored.read_manifest(folder))
 
 
-def recipes_section(frame: pl.DataFrame, record: Mapping[str, Any]) -> Section:
-    """The section of a table of recipes and a manifest, which may be empty."""
+def recipes_section(frame: pl.DataFrame, leads: pl.DataFrame, record: Mapping[str, Any]) -> Section:
+    """The section of the tables of recipes and of the best, and of a manifest; all may be empty."""
+    best = drawing.best(frame, leads)
     drawn = [
         shown.show("gemm_recipes_front", "Error against bits", "rows", drawing.fronts, frame),
-        shown.show("gemm_recipes_budget", "The best by budget", "rows", drawing.budgets, frame),
+        shown.show("gemm_recipes_budget", "The best by budget", "rows", drawing.budgets, best),
     ]
-    settings = record.get("settings", {})
-    omitted, resumed = settings.get("left_out", {}), settings.get("resumed_rows", 0)
+    omitted = record.get("settings", {}).get("left_out", {})
     tail = (
         f" Left out, since they need more than operands: {words.counted(len(omitted), 'recipe')} "
         "with prepared weights or delayed scales."
         if omitted
         else ""
     )
-    if resumed:
-        tail += (
-            f" The time is of the last part of a run that was cut off and resumed: {resumed} "
-            "products had been measured before."
-        )
     return Section(
         name="gemm_recipes",
         heading="All recipes compared: error against bits",
@@ -72,18 +74,18 @@ def recipes_section(frame: pl.DataFrame, record: Mapping[str, Any]) -> Section:
         command=str(record.get("command", "")),
         date=str(record.get("date", "")),
         seconds=int(record.get("seconds", 0)),
-        findings=findings(frame),
+        findings=findings(frame, best),
         figures=[figure for figure in drawn if figure is not None],
         tables=[_fronts(frame)],
     )
 
 
-def findings(frame: pl.DataFrame) -> list[Finding]:
-    """What the rows say, each with what it rests on."""
+def findings(frame: pl.DataFrame, best: pl.DataFrame) -> list[Finding]:
+    """What the rows and the best of them say, each with what it rests on."""
     if frame.is_empty():
         return []
-    makers = (_front, _budgets, _bound, _depth)
-    return [found for maker in makers if (found := maker(frame)) is not None]
+    made = (_front(frame), _budgets(best), _bound(frame), _depth(frame))
+    return [found for found in made if found is not None]
 
 
 def _scope(frame: pl.DataFrame) -> str:
@@ -115,26 +117,39 @@ def _front(frame: pl.DataFrame) -> Finding | None:
     )
 
 
-def _budgets(frame: pl.DataFrame) -> Finding | None:
-    best = drawing.best(frame, BUDGETS)
+def _budgets(best: pl.DataFrame) -> Finding | None:
     low = best.filter(pl.col("budget") == BUDGETS[0])
     if low.is_empty():
         return None
     counts = low.group_by("label").len().sort("len", "label", descending=[True, False])
     winners = [f"{row['label']} on {row['len']}" for row in counts.to_dicts()]
+    alone = low.filter(pl.col("unresolved") == 0, pl.col("rival").is_not_null())
     cells = [
         f"{drawing.operands(row['family'], row['role'], row['k'])}: {row['label']} "
         f"{words.number(row['sqnr_db'], 1)} dB ({words.number(row['sqnr_low'], 1)} to "
-        f"{words.number(row['sqnr_high'], 1)})"
+        f"{words.number(row['sqnr_high'], 1)}){_lead(row)}"
         for row in low.iter_rows(named=True)
     ]
     return Finding(
         text=(
             f"Within {BUDGETS[0]:g} bits the most SQNR is kept, of {len(low)} kinds of operands, "
-            f"by {words.listed(winners)}."
+            f"by {words.listed(winners)}; the lead over all others is resolved on {len(alone)}."
         ),
-        evidence="; ".join(cells),
+        evidence=f"chosen and reported on the same units, paired by unit: {'; '.join(cells)}",
     )
+
+
+def _lead(row: Row) -> str:
+    """How far a winner is ahead of the next, and from how many its lead is not resolved."""
+    if row["rival"] is None:
+        return ""
+    if row["lead_low"] <= 0:
+        more = row["unresolved"] - 1
+        return f", not resolved from {row['rival']}" + (f" and {more} more" if more else "")
+    ends = " to ".join(words.number(row[f"lead_{end}"], 2) for end in ("low", "high"))
+    ahead = f", {words.number(row['lead_db'], 2)} dB ({ends}) ahead of {row['rival']}"
+    others = row["unresolved"]
+    return ahead + (f", but not resolved from {words.counted(others, 'other')}" if others else "")
 
 
 def _bound(frame: pl.DataFrame) -> Finding | None:
@@ -211,7 +226,9 @@ def _fronts(frame: pl.DataFrame) -> Table:
         note=(
             "Recipes that none of as many bits or fewer beats, by kind of operands; (+n): as many "
             "others quantize alike. Means over layers or seeds. Operands are bfloat16 numbers, so "
-            "that 16-bit recipes lose nothing and are left out. K is 0 where layers differ."
+            "that 16-bit recipes lose nothing and are left out. Bits count the scales of rows at "
+            "the product's K, the mean over layers where that differs, and none for a scale of a "
+            "whole matrix."
         ),
         columns=[(heading, numeric) for heading, numeric, _ in columns],
         rows=[[cell(row) for _, _, cell in columns] for row in rows.iter_rows(named=True)],

@@ -1,7 +1,5 @@
 """All recipes by bits and error, and the best of them within a budget, by kind of operands."""
 
-from collections.abc import Sequence
-
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -19,6 +17,9 @@ _LOOKS: dict[str, style.Look] = {
     "behind": {"color": "#6b6b6b", "marker": "."},
 }
 _MEANING = {"on": "on the front", "tied": "not resolved from it", "behind": "behind it"}
+
+
+_OPEN: style.Look = {"marker": "o", "mfc": "white", "linestyle": "none"}
 
 
 def operands(family: str, role: str, k: int) -> str:
@@ -84,7 +85,9 @@ def fronts(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None
             name = operands(row["family"], row["role"], row["k"])
             axes.set_title(f"{name}, {words.counted(row['units'], _unit(row))}", loc="left")
             axes.set_ylabel("SQNR, dB")
-        grid[-1].set_xlabel("bits per element, mean of both operands, scales included")
+        grid[-1].set_xlabel(
+            "bits per element, mean of both operands, scales of tiles and rows included"
+        )
         handles = [
             Line2D([], [], **look, linestyle="none", label=_MEANING[state])
             for state, look in _LOOKS.items()
@@ -156,30 +159,27 @@ def fronts_title(frame: pl.DataFrame) -> str:
     return f"{text}; {len(set.intersection(*(on for on, _ in found.values())))} do on both"
 
 
-def best(frame: pl.DataFrame, budgets: Sequence[float]) -> pl.DataFrame:
-    """The way of most SQNR within each budget of bits, by kind of operands.
-
-    Measuring sticks, which nothing runs, are left out: exact sums, scales found by trying all.
-    """
+def best(frame: pl.DataFrame, leads: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the winners of a table of `BudgetRow`, with their leads and the label `rival`."""
+    keys = ["family", "role", "k"]
     sticks = [pl.col("recipe").str.ends_with(ending) for ending in MEASURING_STICKS]
     rows = distinct(frame.filter(~pl.any_horizontal(sticks)))
-    found = [
-        rows.filter(pl.col("bits_per_element") <= budget)
-        .sort("sqnr_db", descending=True, maintain_order=True)
-        .group_by("group", maintain_order=True)
-        .first()
-        .with_columns(budget=pl.lit(budget))
-        for budget in budgets
-    ]
-    return pl.concat(found).sort("group", "budget")
+    rivals = rows.select(*keys, runner_up="alike", rival="label")
+    return (
+        leads.join(rows, on=[*keys, "alike"], maintain_order="left")
+        .join(rivals, on=[*keys, "runner_up"], how="left", maintain_order="left")
+        .sort("group", "budget")
+    )
 
 
-def budgets(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
-    """The best SQNR within some budgets of bits, a line a kind of operands."""
-    limits = (4.5, 6.5, 8.5)
-    rows = best(frame, limits)
+def budgets(rows: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
+    """The best SQNR within some budgets of bits, of the rows of `best`, a line a kind of operands.
+
+    Open markers have a rival from which the lead is not resolved.
+    """
     if rows.is_empty():
         return None
+    limits = sorted(set(rows["budget"]))
     groups = rows.select("family", "role", "k").unique(maintain_order=True).rows()
     title = budgets_title(rows)
     colours = dict(zip(limits, style.PALETTE, strict=False))
@@ -194,7 +194,8 @@ def budgets(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | Non
             for row in own.iter_rows(named=True):
                 colour = colours[row["budget"]]
                 axes.plot([row["sqnr_low"], row["sqnr_high"]], [place] * 2, color=colour, lw=2)
-                axes.plot(row["sqnr_db"], place, "o", color=colour, markersize=6)
+                fill = "white" if row["unresolved"] else colour
+                axes.plot(row["sqnr_db"], place, "o", color=colour, mfc=fill, markersize=6)
                 if narrow:
                     continue
                 axes.annotate(
@@ -215,11 +216,15 @@ def budgets(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | Non
             Line2D([], [], marker="o", color=colour, label=f"at most {limit:g} bits")
             for limit, colour in colours.items()
         ]
+        if rows["unresolved"].sum():
+            handles.append(Line2D([], [], **_OPEN, color=style.MUTED, label="lead not resolved"))
         style.legend(figure, handles, narrow)
     sentence = (
         "The recipe of most SQNR within each budget of bits per element, the mean of both "
         "operands; means and 95 % intervals over layers or seeds. The best was chosen on the same "
-        "operands that it is shown on. Recipes that try all scales are left out."
+        "operands that it is shown on. Where the marker is open, its lead over some other recipe "
+        "within the budget, paired by layer or seed, is not resolved. Recipes that try all scales "
+        "are left out."
     )
     return style.Picture(figure=figure, title=title, sentence=sentence)
 

@@ -5,12 +5,10 @@ float64. Engines, where scales are applied and the output's type are left out: w
 `lowprec.ledger`. Recipes that quantize alike are measured once.
 """
 
-import csv
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -203,49 +201,3 @@ def _quantized(
     x: jax.Array, words: jax.Array | None, signs: jax.Array | None, block: Block
 ) -> jax.Array:
     return quantize(x, block, random_bits=words, signs=signs).dequantize()
-
-
-def read_units(path: Path) -> list[UnitRow]:
-    """The rows that `Units` has written; none where there is no file. A line cut off is dropped."""
-    if not path.is_file():
-        return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    names = [field.name for field in dataclasses.fields(UnitRow)]
-    kinds: dict[str, Any] = {"k": int, **dict.fromkeys(names[5:], float)}
-    return [
-        UnitRow(**{name: kinds.get(name, str)(line[name]) for name in names})
-        for line in csv.DictReader(whole.splitlines())
-    ]
-
-
-class Units:
-    """A table that grows as rows are finished, so that what was measured is kept."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.rows = read_units(path)
-        if path.is_file():
-            path.unlink()
-            self._write(self.rows)
-
-    def done(self, group: Group, units: int) -> set[str]:
-        """The ways that a group has all its rows of."""
-        counts: dict[str, int] = {}
-        for row in self.rows:
-            if (row.family, row.role) == (group.family, group.role) and group.k in (0, row.k):
-                counts[row.pair] = counts.get(row.pair, 0) + 1
-        return {name for name, count in counts.items() if count >= units}
-
-    def add(self, rows: Sequence[UnitRow]) -> None:
-        """Writes rows behind the others."""
-        self._write(rows)
-        self.rows += rows
-
-    def _write(self, rows: Sequence[UnitRow]) -> None:
-        new = not self._path.is_file()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow([field.name for field in dataclasses.fields(UnitRow)])
-            writer.writerows(dataclasses.astuple(row) for row in rows)

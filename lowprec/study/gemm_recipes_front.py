@@ -1,16 +1,21 @@
 """What a comparison of recipes says: a figure a recipe and kind of operands, and the front."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowprec.gemm.recipe import Recipe, Role, operand_bits
+from lowprec.gemm.recipe import Recipe, Role
+from lowprec.numerics.format import Format
+from lowprec.scaling.block import Block
 from lowprec.study import ratios
-from lowprec.study.advise import interval
+from lowprec.study.advise_candidates import stored_bits
 from lowprec.study.gemm_recipes import UnitRow, alike
+from lowprec.study.gemm_recipes_operands import CAPTURED
+from lowprec.study.intervals import student_t
 from lowprec.study.matmul_bound import least_rate
 
 GAUSSIAN = "gaussian"
@@ -22,11 +27,12 @@ class RecipeRow:
 
     `sqnr_db`, `gain` and `residual_sqnr_db` are means over units, layers or seeds, and `_low` and
     `_high` the ends of 95 % intervals over them. `alike` is the first recipe that quantizes alike.
-    Bits per element count scales, the mean over both operands. `front` says `on` where no recipe
-    has more SQNR at as many bits or fewer, `tied` where one has, but the difference is not
-    resolved, else `behind`; `behind_db` is the difference to the best of as many bits or fewer,
-    paired by unit. `excess_bits` is what the recipe spends beyond the least rate of arXiv
-    2410.13780 at its error, of operands from N(0, 1) alone.
+    Bits per element count the scales of tiles, and those of rows at K, the mean over units; a scale
+    of a whole matrix counts nothing. `bits_per_element` is the mean over both operands. `front`
+    says `on` where no recipe has more SQNR at as many bits or fewer, `tied` where one has, but the
+    difference is not resolved, else `behind`; `behind_db` is the difference to the best of as many
+    bits or fewer, paired by unit. `excess_bits` is what the recipe spends beyond the least rate of
+    arXiv 2410.13780 at its error, of operands from N(0, 1) alone.
     """
 
     family: str
@@ -67,8 +73,13 @@ def spread(values: ArrayLike) -> tuple[float, float, float]:
     if not np.isfinite(x).all():
         return float(x.mean()), math.nan, math.nan
     found = ratios.mean(x)
-    low, high = interval(found, x.size) if x.size <= 16 else (found.low, found.high)
-    return found.value, low, high
+    half = _quantile(x.size - 1) * found.standard_error
+    return found.value, found.value - half, found.value + half
+
+
+@functools.cache
+def _quantile(degrees: int) -> float:
+    return student_t(0.975, degrees)
 
 
 def recipe_rows(units: Sequence[UnitRow], recipes: Sequence[Recipe]) -> list[RecipeRow]:
@@ -77,11 +88,17 @@ def recipe_rows(units: Sequence[UnitRow], recipes: Sequence[Recipe]) -> list[Rec
     Raises:
       ValueError: a group lacks a recipe, or has other units of it than of others.
     """
+    groups = grouped(units)
+    return [row for key, found in groups.items() for row in _group(*key, found, recipes)]
+
+
+def grouped(units: Sequence[UnitRow]) -> dict[tuple[str, Role, int], list[UnitRow]]:
+    """The products by family, role and depth, which is 0 where depths differ."""
     groups: dict[tuple[str, Role, int], list[UnitRow]] = {}
     for row in units:
-        k = 0 if row.family == "captured" else row.k
+        k = 0 if row.family == CAPTURED else row.k
         groups.setdefault((row.family, row.role, k), []).append(row)  # type: ignore[arg-type] - roles
-    return [row for key, found in groups.items() for row in _group(*key, found, recipes)]
+    return groups
 
 
 def _group(
@@ -98,13 +115,18 @@ def _group(
             f"{family} {role} K = {k} lacks {', '.join(sorted(short)[:5])} on some of "
             f"{len(names)} units"
         )
-    bits = {x.name: getattr(x, role).bits_per_element for x in recipes}
+    depths = [row.k for row in next(iter(found.values())).values()]
+    stored = {
+        x.name: [mean_bits(getattr(getattr(x, role), side), depths) for side in "ab"]
+        for x in recipes
+    }
+    bits = {name: sum(both) / 2 for name, both in stored.items()}
     sqnr = {x: np.array([found[x][unit].sqnr_db for unit in names]) for x in set(ways.values())}
     places = front(sqnr, {x: bits[x] for x in sqnr})
     rows = []
     for recipe in recipes:
         first = ways[recipe.name]
-        own, pair = [found[first][unit] for unit in names], getattr(recipe, role)
+        own = [found[first][unit] for unit in names]
         state, behind = places[first]
         excess = _excess(own, bits[first]) if family == GAUSSIAN else (None, None, None)
         measured = {
@@ -120,8 +142,8 @@ def _group(
                 recipe=f"recipe:{recipe.name}",
                 alike=f"recipe:{first}",
                 bits_per_element=bits[recipe.name],
-                bits_a=operand_bits(pair.a),
-                bits_b=operand_bits(pair.b),
+                bits_a=stored[recipe.name][0],
+                bits_b=stored[recipe.name][1],
                 units=len(own),
                 front=state,
                 behind_db=behind[0],
@@ -134,6 +156,17 @@ def _group(
             )
         )
     return rows
+
+
+def mean_bits(operand: Format | Block, depths: Sequence[int]) -> float:
+    """Bits per element of an operand of products of these depths, row scales included.
+
+    Example:
+      >>> from lowprec.scaling.block import get_block
+      >>> mean_bits(get_block("fp8_channel"), [128, 256]), mean_bits(get_block("mxfp4"), [128, 256])
+      (8.1875, 4.25)
+    """
+    return sum(stored_bits(operand, k) for k in depths) / len(depths)
 
 
 def _columns(name: str, stem: str, values: Sequence[float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ import lowprec as lp
 from lowprec.gemm.recipe import ROLES, Role
 from lowprec.models.operands import Operands
 from lowprec.study import gemm_recipes, gemm_recipes_front
-from lowprec.study.gemm_recipes import Treatment, UnitRow, Units, quantized, treatments
+from lowprec.study.gemm_recipes import Treatment, UnitRow, quantized, treatments
 from lowprec.study.gemm_recipes_operands import (
     FAMILIES,
     Group,
@@ -21,6 +21,7 @@ from lowprec.study.gemm_recipes_operands import (
     read_config,
     synthetic_groups,
 )
+from lowprec.study.gemm_recipes_units import Units
 from lowprec.study.matmul_bound import least_rate
 
 TOML = Path(__file__).parents[2] / "experiments" / "gemm_recipes.toml"
@@ -116,6 +117,30 @@ def test_rows_say_what_is_on_the_front() -> None:
     assert nvfp4.excess_bits == pytest.approx(4.5 - least_rate(1e-2))
     with pytest.raises(ValueError, match="gaussian fprop K = 64 lacks mxfp8 on some of 3 units"):
         gemm_recipes_front.recipe_rows(rows[:-1], [lp.get_recipe(x) for x in names])
+
+
+def test_scales_of_rows_count_at_each_products_own_depth() -> None:
+    recipes = [lp.get_recipe(x) for x in ("int8_dynamic", "mxfp8", "te_current")]
+    rows = [
+        dataclasses.replace(unit(recipe.name, 30.0 + i, i), family="captured", k=k)
+        for recipe in recipes
+        for i, k in enumerate((64, 256))
+    ]
+    found = gemm_recipes_front.recipe_rows(rows, recipes)
+    # int8_dynamic has a float32 scale a row of either operand; a scale of a matrix is not counted.
+    assert [(x.bits_per_element, x.bits_a, x.bits_b) for x in found] == [
+        (8 + (32 / 64 + 32 / 256) / 2,) * 3, (8.25, 8.25, 8.25), (8, 8, 8),
+    ]  # fmt: skip
+    assert {row.k for row in found} == {0}
+
+
+def test_intervals_are_students_t_whatever_the_number_of_units() -> None:
+    for count, quantile in ((4, 3.182446), (17, 2.119905), (29, 2.048407)):
+        x = np.random.default_rng(count).standard_normal(count)
+        mean, low, high = gemm_recipes_front.spread(x)
+        half = quantile * x.std(ddof=1) / np.sqrt(count)
+        assert (mean, high - low) == pytest.approx((x.mean(), 2 * half), rel=1e-6)
+        assert mean - low == pytest.approx(high - mean)
 
 
 def test_a_recipe_far_behind_is_behind() -> None:
