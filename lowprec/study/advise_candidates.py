@@ -60,7 +60,7 @@ class Candidate:
 def stored_bits(operand: Format | Block, depth: int) -> float:
     """Bits per element of a matrix whose rows are `depth` long; a scale of all of it is left out.
 
-    Elsewhere in lowprec the scale of a row counts nothing, whatever the row's length.
+    `OperandPair.bits_per_element` knows no length, and counts nothing for the scale of a row.
 
     Example:
       >>> stored_bits(get_block("fp8_channel"), 128), stored_bits(get_block("mxfp4"), 128)

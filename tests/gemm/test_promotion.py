@@ -95,13 +95,10 @@ POWERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "name", "every"),
-    [
-        ("fma", "deepseek_v3", 128),
-        *(pytest.param(how, "deepseek_v3", 128, marks=pytest.mark.slow) for how in PROMOTIONS[1:]),
-        pytest.param("fma", "mxfp8", 256, marks=pytest.mark.slow),
-    ],
+    [*((how, "deepseek_v3", 128) for how in PROMOTIONS), ("fma", "mxfp8", 256)],
 )
 def test_tiles_of_native_are_promoted_as_its_products(
     how: str, name: str, every: int, monkeypatch: pytest.MonkeyPatch
