@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lowprec.engines.engine import Engine
+from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import matmul
 from lowprec.kv.schedule import Schedule
 from lowprec.numerics.codec import round_to_format
-from lowprec.numerics.format import Format
+from lowprec.numerics.format import Format, get_format
 
 Tiles = Callable[[jax.Array], jax.Array]
 """A tile's first token to (batch, kv_heads, tile, dim) float32."""
+
+Operands = tuple[str | Format, str | Format]
+"""The formats of a product's two operands: of queries and keys, or of weights and values."""
 
 
 class Running(NamedTuple):
@@ -32,14 +35,55 @@ class Products:
     """What multiplies; None is this machine's own float32 product.
 
     Attributes:
-      qk, pv: engines; operands are rounded to nearest even, saturating, to their first input format
-        or to the one that `qk_format`, `pv_format` name.
+      qk, pv: engines; operands are rounded to nearest even, saturating, to the input format.
+      qk_formats, pv_formats: which ones, of an engine that takes several, or any numbers.
+
+    Raises:
+      ValueError: an engine takes several formats and none are named; it does not take one that is;
+        formats of no engine.
     """
 
     qk: Engine | None = None
     pv: Engine | None = None
-    qk_format: Format | None = None
-    pv_format: Format | None = None
+    qk_formats: tuple[Format, Format] | None = None
+    pv_formats: tuple[Format, Format] | None = None
+
+    def __post_init__(self) -> None:
+        for side, engine, named in (
+            ("qk", self.qk, self.qk_formats),
+            ("pv", self.pv, self.pv_formats),
+        ):
+            inputs = () if engine is None else engine.inputs
+            names = ", ".join(fmt.name for fmt in inputs)
+            if named is None and len(inputs) > 1:
+                raise ValueError(
+                    f"`{side}_engine` takes several formats ({names}): name two of them, "
+                    f"{side}_formats=({inputs[0].name!r}, {inputs[0].name!r})"
+                )
+            if named is not None and engine is None:
+                raise ValueError(
+                    f"`{side}_formats` says what an engine takes: name `{side}_engine`"
+                )
+            for fmt in named or ():
+                if inputs and fmt not in inputs:
+                    raise ValueError(
+                        f"`{side}_formats` has {fmt.name}; `{side}_engine` takes {names}"
+                    )
+
+
+def named_products(
+    qk_engine: str | Engine | None = None,
+    pv_engine: str | Engine | None = None,
+    qk_formats: Operands | None = None,
+    pv_formats: Operands | None = None,
+) -> Products:
+    """The products of `KVMethod.attend`'s arguments; None is this machine's own float32 product."""
+    qk, pv = (None if x is None else get_engine(x) for x in (qk_engine, pv_engine))
+    formats = [
+        None if pair is None else (get_format(pair[0]), get_format(pair[1]))
+        for pair in (qk_formats, pv_formats)
+    ]
+    return Products(qk=qk, pv=pv, qk_formats=formats[0], pv_formats=formats[1])
 
 
 class Scales(NamedTuple):
@@ -202,7 +246,7 @@ def _tile_step(
     scale: jax.Array | None,
     scales: Scales,
 ) -> Running:
-    scores = _product(q, keys(start).swapaxes(-1, -2), products.qk, products.qk_format)
+    scores = _product(q, keys(start).swapaxes(-1, -2), products.qk, products.qk_formats)
     if scale is not None:
         scores = scores * scale
     if scales.keys is not None:
@@ -221,7 +265,7 @@ def _tile_step(
     else:
         # The engine's accumulator holds weights times their scale.
         held = output * schedule.weight_scale
-        output = _product(found.rounded, v, products.pv, products.pv_format, held)
+        output = _product(found.rounded, v, products.pv, products.pv_formats, held)
         output = output / schedule.weight_scale
     return Running(found.maximum, running.total * found.shrink + added, output)
 
@@ -255,14 +299,14 @@ def _promoted(
     every = min(schedule.promote_every or schedule.tile, schedule.tile)
     count = -(-schedule.tile // every)
     if count == 1:
-        parts = [_product(weights, v, products.pv, products.pv_format)]
+        parts = [_product(weights, v, products.pv, products.pv_formats)]
     else:
         missing = count * every - schedule.tile
         weights = jnp.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, missing)])
         v = jnp.pad(v, [(0, 0)] * (v.ndim - 2) + [(0, missing), (0, 0)])
         left = jnp.moveaxis(weights.reshape(*weights.shape[:-1], count, every), -2, 0)
         right = jnp.moveaxis(v.reshape(*v.shape[:-2], count, every, v.shape[-1]), -3, 0)
-        parts = list(_product(left, right, products.pv, products.pv_format))
+        parts = list(_product(left, right, products.pv, products.pv_formats))
     for part in parts:
         added = part / schedule.weight_scale
         output = output + (added if factor is None else added * factor)
@@ -281,17 +325,17 @@ def _product(
     a: jax.Array,
     b: jax.Array,
     engine: Engine | None,
-    fmt: Format | None,
+    formats: tuple[Format, Format] | None,
     c: jax.Array | None = None,
 ) -> jax.Array:
     if engine is None:
         product = jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
         return product if c is None else product + c
-    chosen = fmt or (engine.inputs[0] if engine.inputs else None)
-    if chosen is None:
+    if formats is None and not engine.inputs:
         return matmul(a, b, c, engine=engine).astype(jnp.float32)
-    a, b = _rounded(a, chosen), _rounded(b, chosen)
-    product = matmul(a, b, c, engine=engine, a_format=chosen, b_format=chosen)
+    left, right = formats or (engine.inputs[0], engine.inputs[0])
+    a, b = _rounded(a, left), _rounded(b, right)
+    product = matmul(a, b, c, engine=engine, a_format=left, b_format=right)
     return product.astype(jnp.float32)
 
 

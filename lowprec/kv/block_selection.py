@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
+from lowprec.kv.attention import Operands
 from lowprec.kv.codes import Fitted
 from lowprec.kv.method import Spec
 from lowprec.kv.pair import PairCache, PairSpec, checked_queries, query_places
@@ -75,6 +76,10 @@ class BlockSelectionSpec(Spec):
         """See `Spec.calibrated`."""
         return self.store.calibrated
 
+    def without_window(self) -> Self:
+        """See `Spec.without_window`: the store's."""
+        return dataclasses.replace(self, store=self.store.without_window())
+
     def fit(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Fitted:
         """The store's."""
         return self.store.fit(samples)
@@ -103,6 +108,8 @@ class BlockSelectionSpec(Spec):
         *,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         splits: int = 1,
         causal: bool = True,
         schedule: Schedule | None = None,
@@ -127,6 +134,8 @@ class BlockSelectionSpec(Spec):
             allowed,
             qk_engine=qk_engine,
             pv_engine=pv_engine,
+            qk_formats=qk_formats,
+            pv_formats=pv_formats,
             splits=splits,
             schedule=schedule,
         )

@@ -228,19 +228,22 @@ class BlockCode(Code):
 
 
 def as_stored(x: jax.Array, fmt: Format) -> jax.Array:
-    """Float32 numbers rounded to nearest even in 16 bits, as the array type of the format."""
+    """Float32 numbers rounded to nearest even in 16 bits, as uint16 bit patterns.
+
+    Integers, for on a CPU XLA widens a whole bfloat16 array before it reads or writes a slice.
+    """
     if fmt.dtype is None:
         raise ValueError(f"`fmt` = {fmt.name} has no array type; use bfloat16 or float16")
-    return narrow(float32.to_bits(x), np.dtype(fmt.dtype).name)
+    rounded = narrow(float32.to_bits(x), np.dtype(fmt.dtype).name)
+    return jax.lax.bitcast_convert_type(rounded, jnp.uint16)
 
 
 def from_stored(x: jax.Array, fmt: Format) -> jax.Array:
-    """Float32 numbers from 16-bit ones; exact, subnormals included."""
-    kind = jnp.uint16 if fmt.bits == 16 else jnp.uint8
+    """Float32 numbers from `as_stored`, or from the format's own arrays; subnormals included."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16)
     if fmt.name == "bfloat16":
-        bits = jax.lax.bitcast_convert_type(x, kind).astype(jnp.uint32) << 16
-        return float32.from_bits(bits)
-    return decode(jax.lax.bitcast_convert_type(x, kind), fmt)
+        return float32.from_bits(bits.astype(jnp.uint32) << 16)
+    return decode(bits, fmt)
 
 
 @functools.cache

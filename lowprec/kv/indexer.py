@@ -16,8 +16,9 @@ from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import matmul
+from lowprec.kv.attention import Operands, named_products
 from lowprec.kv.codes import BlockCode, Fitted, Rotation
-from lowprec.kv.latent import LatentCache, LatentSpec, checked_tokens, named_products
+from lowprec.kv.latent import LatentCache, LatentSpec, checked_tokens
 from lowprec.kv.latent_codes import Part, as_bfloat16
 from lowprec.kv.method import Spec
 from lowprec.kv.record import Bytes, Record, from_bytes
@@ -154,6 +155,8 @@ class DsaSpec(Spec):
         extra: tuple[ArrayLike, ArrayLike] | None = None,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         index_engine: str | Engine | None = None,
         splits: int = 1,
         causal: bool = True,
@@ -183,7 +186,7 @@ class DsaSpec(Spec):
             (q_latent, q_rope),
             chosen,
             scale=scale,
-            products=named_products(qk_engine, pv_engine),
+            products=named_products(qk_engine, pv_engine, qk_formats, pv_formats),
             splits=splits,
             causal=causal,
             schedule=schedule,

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lowprec.engines.engine import Engine, get_engine
-from lowprec.kv.attention import Products, Running, sum_tiles
+from lowprec.engines.engine import Engine
+from lowprec.kv.attention import Operands, Products, Running, named_products, sum_tiles
 from lowprec.kv.codes import Fitted
 from lowprec.kv.latent_codes import Part, as_bfloat16, rounded
 from lowprec.kv.method import Spec
@@ -204,6 +204,8 @@ class LatentSpec(Spec):
         scale: ArrayLike,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         splits: int = 1,
         causal: bool = True,
         schedule: Schedule | None = None,
@@ -230,7 +232,7 @@ class LatentSpec(Spec):
             (q_latent, q_rope),
             None,
             scale=scale,
-            products=named_products(qk_engine, pv_engine),
+            products=named_products(qk_engine, pv_engine, qk_formats, pv_formats),
             splits=splits,
             causal=causal,
             schedule=schedule,
@@ -419,12 +421,6 @@ def _finished(done: Running, shape: tuple[int, int, int], sinks: jax.Array | Non
         mixed = mixed * (1 / (1 + jnp.exp(sinks.reshape(1, -1, 1) - sums)))[..., None]
     # Not `total > 0`, which would hide NaN.
     return jnp.where((total == 0)[..., None], jnp.float32(0), mixed)
-
-
-def named_products(qk_engine: str | Engine | None, pv_engine: str | Engine | None) -> Products:
-    """The engines of the two products; None is this machine's own float32 product."""
-    qk, pv = (None if x is None else get_engine(x) for x in (qk_engine, pv_engine))
-    return Products(qk=qk, pv=pv)
 
 
 def checked_tokens(name: str, x: ArrayLike, batch: int, dim: int) -> jax.Array:

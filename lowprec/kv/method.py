@@ -44,6 +44,18 @@ class Spec(abc.ABC):
         del samples
         return {}
 
+    def without_window(self) -> Self:
+        """The method with no exact tokens but those that wait to be coded together.
+
+        Itself, where it has no others.
+
+        Example:
+          >>> from lowprec.kv import get_kv_method
+          >>> get_kv_method("kivi_2bit").spec.without_window().residual
+          0
+        """
+        return self
+
     @abc.abstractmethod
     def init(self, fitted: Fitted, *args: Any, **kwargs: Any) -> Any:
         """An empty cache."""
@@ -165,6 +177,8 @@ class KVMethod:
             tokens plus i. q_heads is a multiple of the cache's heads.
           qk_engine, pv_engine: engines by name, path or value for the products; by default this
             machine's own float32 product.
+          qk_formats, pv_formats: of an engine that takes several formats, what queries and keys,
+            weights and values are rounded to: two names, ("float8_e4m3fn", "float4_e2m1fn") say.
           splits: into how many parts the tokens are cut, combined at the end (split-K).
           causal: whether a query sees only tokens up to its own.
           schedule: a `Schedule`; by default tiles of 1024 tokens, float32 weights.

@@ -12,8 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from lowprec.engines.engine import Engine, get_engine
-from lowprec.kv.attention import Products, attend_tiles
+from lowprec.engines.engine import Engine
+from lowprec.kv.attention import Operands, attend_tiles, named_products
 from lowprec.kv.codes import Fitted
 from lowprec.kv.method import Spec
 from lowprec.kv.rope import Rope
@@ -137,6 +137,8 @@ class PairSpec(Spec):
         *,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         splits: int = 1,
         causal: bool = True,
         schedule: Schedule | None = None,
@@ -155,6 +157,8 @@ class PairSpec(Spec):
             allowed,
             qk_engine=qk_engine,
             pv_engine=pv_engine,
+            qk_formats=qk_formats,
+            pv_formats=pv_formats,
             splits=splits,
             schedule=schedule,
         )
@@ -168,6 +172,8 @@ class PairSpec(Spec):
         *,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         splits: int = 1,
         schedule: Schedule | None = None,
     ) -> jax.Array:
@@ -194,10 +200,7 @@ class PairSpec(Spec):
             lambda places: allowed(places) & (places < cache.length)[None, None, None],
             first=jnp.int32(0),
             last=jnp.minimum(cache.length, cache.capacity),
-            products=Products(
-                qk=None if qk_engine is None else get_engine(qk_engine),
-                pv=None if pv_engine is None else get_engine(pv_engine),
-            ),
+            products=named_products(qk_engine, pv_engine, qk_formats, pv_formats),
             schedule=schedule,
             splits=splits,
         )

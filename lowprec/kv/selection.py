@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
+from lowprec.kv.attention import Operands
 from lowprec.kv.codes import Fitted
 from lowprec.kv.expected_attention import ExpectedAttention
 from lowprec.kv.heavy_hitters import HeavyHitters
@@ -162,6 +163,10 @@ class SelectionSpec(Spec):
     def calibrated(self) -> bool:
         """See `Spec.calibrated`."""
         return self.store.calibrated
+
+    def without_window(self) -> Self:
+        """See `Spec.without_window`: the store's; which tokens are kept stays as it is."""
+        return dataclasses.replace(self, store=self.store.without_window())
 
     def fit(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Fitted:
         """The store's, over all tokens."""
@@ -369,6 +374,8 @@ class SelectionSpec(Spec):
         *,
         qk_engine: str | Engine | None = None,
         pv_engine: str | Engine | None = None,
+        qk_formats: Operands | None = None,
+        pv_formats: Operands | None = None,
         splits: int = 1,
         causal: bool = True,
         schedule: Schedule | None = None,
@@ -392,6 +399,8 @@ class SelectionSpec(Spec):
             allowed,
             qk_engine=qk_engine,
             pv_engine=pv_engine,
+            qk_formats=qk_formats,
+            pv_formats=pv_formats,
             splits=splits,
             schedule=schedule,
         )

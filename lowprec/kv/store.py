@@ -17,9 +17,9 @@ class Store:
 
     Attributes:
       parts: packed units, the third axis runs over them; unit i holds the tokens from i * group on.
-      recent: (batch, heads, slots, dim) the newest tokens, oldest first, in the exact format; None
-        where a token is coded as soon as it comes.
-      sinks: (batch, heads, sinks, dim) the first tokens, or None.
+      recent: (batch, heads, slots, dim) the newest tokens, oldest first, as uint16 bit patterns of
+        the exact format; None where a token is coded as soon as it comes.
+      sinks: (batch, heads, sinks, dim) the first tokens likewise, or None.
     """
 
     parts: Parts
@@ -68,7 +68,7 @@ class Layout:
         """An empty store for `capacity` tokens."""
         units = -(-capacity // self.code.group)
         kept = {
-            name: jnp.zeros((batch, heads, size, dim), self.exact.dtype) if size else None
+            name: jnp.zeros((batch, heads, size, dim), jnp.uint16) if size else None
             for name, size in (("recent", self.slots), ("sinks", self.sinks))
         }
         return Store(parts=self.code.empty(batch, heads, dim, units, fitted), **kept)

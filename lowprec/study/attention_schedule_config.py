@@ -62,7 +62,12 @@ class Setting:
         """Of `attend_tiles`."""
         qk, pv = (get_engine(name) if name else None for name in (self.qk, self.pv))
         fmt = get_format(self.operand_format)
-        return Products(qk=qk, pv=pv, qk_format=fmt, pv_format=fmt)
+        return Products(
+            qk=qk,
+            pv=pv,
+            qk_formats=None if qk is None else (fmt, fmt),
+            pv_formats=None if pv is None else (fmt, fmt),
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

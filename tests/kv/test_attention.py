@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lowprec.engines.engine import get_engine
 from lowprec.engines.matmul import matmul
-from lowprec.kv.attention import Products, Scales, attend_tiles, weigh
+from lowprec.kv.attention import Products, Scales, attend_tiles, named_products, weigh
 from lowprec.kv.schedule import Schedule
 from lowprec.numerics.format import get_format
 from lowprec.scaling.cast import cast
@@ -349,7 +349,7 @@ def flat(tokens: int) -> Head:
 def test_one_level_is_one_chain_through_the_engine(order: Any) -> None:
     head = flat(128)
     how = Schedule(tile=32, weight_format=E4M3, accumulation="engine", order=order)
-    out = attend(head, how, products=Products(pv=HOPPER))
+    out = attend(head, how, products=Products(pv=HOPPER, pv_formats=(E4M3, E4M3)))
     parts = head.v[0, 0].reshape(4, 32, DIM)[:: 1 if order == "ascending" else -1]
     chain = matmul(
         np.ones((1, 128), np.float32), parts.reshape(128, DIM), engine=HOPPER, a_format=E4M3,
@@ -357,14 +357,16 @@ def test_one_level_is_one_chain_through_the_engine(order: Any) -> None:
     )  # fmt: skip
     assert_bits_equal(out[0, 0], np.asarray(chain) / np.float32(128))
     scaled = Schedule(**{**vars(how), "weight_scale": 256.0})
-    assert_bits_equal(attend(head, scaled, products=Products(pv=HOPPER)), out)
+    assert_bits_equal(
+        attend(head, scaled, products=Products(pv=HOPPER, pv_formats=(E4M3, E4M3))), out
+    )
 
 
 @pytest.mark.parametrize(("tile", "every"), [(32, None), (64, 32), (128, 32), (48, 32)])
 def test_two_levels_start_each_part_from_zero(tile: int, every: int | None) -> None:
     head = flat(128)
     how = Schedule(tile=tile, weight_format=E4M3, promote_every=every)
-    out = attend(head, how, products=Products(pv=HOPPER))
+    out = attend(head, how, products=Products(pv=HOPPER, pv_formats=(E4M3, E4M3)))
     cuts = [
         part for start in range(0, 128, tile) for part in range(start, start + tile, every or tile)
     ]
@@ -399,11 +401,44 @@ def test_engines_multiply_queries_and_keys_too() -> None:
     k[:, :, 32:], v[:, :, 32:] = -1.5, -v[:, :, 32:]
     # 16 products are exact in Hopper's accumulator; 0.1055 is none of E4M3's numbers.
     case = Head(np.full_like(head.q, 0.1055), k, v)
-    out = attend(case, Schedule(tile=32), products=Products(qk=HOPPER))
+    out = attend(case, Schedule(tile=32), products=Products(qk=HOPPER, qk_formats=(E4M3, E4M3)))
     coarse = case._replace(q=np.asarray(cast(jnp.asarray(case.q), E4M3)))
     want = dense(coarse)[0]
     assert_within(out, want, bound(coarse))
     assert np.abs(want - dense(case)[0]).max() > 10 * bound(case).max()
+
+
+def test_weights_and_values_have_formats_of_their_own() -> None:
+    head = flat(64)
+    engine = get_engine("blackwell.tcgen05.f8f6f4.fp32")
+    e2m1 = get_format("float4_e2m1fn")
+    how = Schedule(tile=32, weight_format=E4M3)
+    mixed = attend(
+        head, how, products=named_products(pv_engine=engine, pv_formats=("float8_e4m3fn", "e2m1"))
+    )
+    coarse = head._replace(v=np.asarray(cast(jnp.asarray(head.v), e2m1)))
+    both = {"pv": engine, "pv_formats": (E4M3, E4M3)}
+    assert_bits_equal(mixed, attend(coarse, how, products=Products(**both)))
+    assert not np.array_equal(mixed, attend(head, how, products=Products(**both)))
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (
+            {"pv_engine": HOPPER},
+            r"`pv_engine` takes several formats \(float8_e4m3fn, float8_e5m2\)",
+        ),
+        (
+            {"qk_engine": HOPPER, "qk_formats": ("float8_e4m3fn", "float4_e2m1fn")},
+            r"`qk_formats` has float4_e2m1fn; `qk_engine` takes float8_e4m3fn, float8_e5m2",
+        ),
+        ({"pv_formats": ("float8_e4m3fn",) * 2}, r"`pv_formats` says what an engine takes"),
+    ],
+)
+def test_formats_of_an_engine_are_named(named: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        named_products(**named)
 
 
 def test_weights_of_a_tile_by_hand() -> None:
