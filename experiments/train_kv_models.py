@@ -65,12 +65,21 @@ class KeyTest:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Short:
+    """The first steps: so many, of windows of so many bytes, as many bytes in all as the others."""
+
+    steps: int
+    context: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
     """What one model's training follows from: a reading of train_kv_models.toml."""
 
     name: str
     config: AnyConfig
     settings: train_lm.Settings
+    short: Short
     copies: CopyMix
     keys: KeyTest
     checkpoint_every: int
@@ -106,9 +115,10 @@ class State(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Processor seconds of a step and of a check, and the step's seconds by the clock."""
+    """Processor seconds of a step, one of the first and a check, and the step's by the clock."""
 
     step: float
+    short: float
     check: float
     step_by_clock: float
 
@@ -126,6 +136,7 @@ def read_study(path: Path, name: str) -> Study:
         name=name,
         config=kind(**shape),
         settings=train_lm.Settings(**data.pop("training"), model=shape),
+        short=Short(**data.pop("short")),
         copies=CopyMix(**data.pop("copies")),
         keys=KeyTest(**data.pop("keys")),
         **data,
@@ -159,10 +170,12 @@ class Trainer:
         return State(params, self._method.init(params))
 
     def batch(self, number: int) -> np.ndarray:
-        """The windows of a step, uint8 (batch, context)."""
-        settings, context = self.study.settings, self.study.config.context
+        """The windows of a step, uint8: (batch, context), or more and shorter ones."""
+        settings, short = self.study.settings, self.study.short
+        whole = self.study.config.context
+        context = short.context if number < short.steps else whole
         random = np.random.default_rng((settings.seed, number))
-        starts = random.integers(0, len(self.text) - context, settings.batch)
+        starts = random.integers(0, len(self.text) - context, settings.batch * whole // context)
         windows = self.text[starts[:, None] + np.arange(context)]
         return mix_copies(windows, self.study.copies, random)
 
@@ -211,18 +224,23 @@ class Trainer:
 
     def measure(self) -> Measured:
         """Medians of a few steps and a check; what they compute is thrown away."""
+        short = self.study.short.steps
         _, state = self.step(self.start(), 0)
+        self.step(state, short)
         self.check(state.params)
-        clock, processor = [], []
+        found = []
         for number in range(TRIALS):
-            begin = time.perf_counter(), time.process_time()
-            self.step(state, number)
-            clock.append(time.perf_counter() - begin[0])
-            processor.append(time.process_time() - begin[1])
+            for shift in (0, short):
+                begin = time.perf_counter(), time.process_time()
+                self.step(state, number + shift)
+                found.append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
         begin = time.process_time()
         self.check(state.params)
         check = time.process_time() - begin
-        return Measured(statistics.median(processor), check, statistics.median(clock))
+        (_, first), (clock, processor) = (
+            (statistics.median(x) for x in zip(*found[which::2], strict=True)) for which in (0, 1)
+        )
+        return Measured(processor, first, check, clock)
 
 
 def _batches(score: Callable[..., Any], params: Parameters, tokens: np.ndarray) -> list[Any]:
@@ -257,8 +275,10 @@ def plan(study: Study, cost: Measured, done: int) -> tuple[list[str], float]:
     """Lines that say what is left to do, and its processor minutes."""
     settings = study.settings
     steps = settings.steps - done
+    short = max(min(study.short.steps, settings.steps) - done, 0)
     checks = -(-steps // settings.evaluate_every)
-    minutes = (steps * cost.step + checks * cost.check) / 60
+    seconds = short * cost.short + (steps - short) * cost.step + checks * cost.check
+    minutes = seconds / 60
     tokens = settings.batch * study.config.context
     lines = [
         f"{study.name}: {cost.step:.3f} processor seconds a step of {tokens} bytes "

@@ -34,6 +34,9 @@ class CopyMix:
       shortest_span, longest_span: of these, in bytes.
       asks: how often such a window asks for the key that it planted; 0 for no key.
       fewest_digits, most_digits: of that key.
+      periodic: the share, of the remaining windows, that are one stretch over and over: nothing
+        teaches a small model to copy as soon.
+      shortest_period: of that stretch in bytes; the longest is half the window.
 
     Raises:
       ValueError: a number below what it must be, or a least above its most.
@@ -46,12 +49,17 @@ class CopyMix:
     asks: int
     fewest_digits: int
     most_digits: int
+    periodic: float = 0.0
+    shortest_period: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"`share` must be from 0 to 1, got {self.share}")
+        for name in ("share", "periodic"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {getattr(self, name)}")
         if self.spans < 0 or self.asks < 0:
             raise ValueError(f"`spans` and `asks` must be 0 or more, got {self.spans}, {self.asks}")
+        if self.shortest_period < 1:
+            raise ValueError(f"`shortest_period` must be 1 or more, got {self.shortest_period}")
         for least, most in (
             ("shortest_span", "longest_span"),
             ("fewest_digits", "most_digits"),
@@ -64,16 +72,19 @@ class CopyMix:
 
     @property
     def smallest_window(self) -> int:
-        """The fewest bytes that hold the longest span twice, and all lines of the longest key."""
+        """The fewest bytes that hold what is to come twice, and all lines of the longest key."""
         line = len(PROMPT) + self.most_digits + len(_END)
-        return max(2 * self.longest_span, (self.asks + 1) * line)
+        period = 2 * self.shortest_period if self.periodic else 0
+        return max(2 * self.longest_span, (self.asks + 1) * line, period)
 
 
 def mix_copies(windows: np.ndarray, mix: CopyMix, random: np.random.Generator) -> np.ndarray:
     """A copy of `windows` with spans repeated and keys planted in some of them.
 
     A span comes again at a distance whose logarithm is uniform, from its own length to what the
-    window holds; the key and its asks lie anywhere. Both overwrite what was there.
+    window holds; the key and its asks lie anywhere. Both overwrite what was there. A periodic
+    window's stretch has a length whose logarithm is uniform; it is the window's beginning or, as
+    often, hexadecimal digits.
 
     Args:
       windows: (count, length) uint8.
@@ -101,12 +112,25 @@ def mix_copies(windows: np.ndarray, mix: CopyMix, random: np.random.Generator) -
     mixed = windows.copy()
     for window in mixed:
         if random.random() >= mix.share:
+            if random.random() < mix.periodic:
+                window[:] = _over_and_over(window, mix, random)
             continue
         for _ in range(mix.spans):
             _repeat_span(window, mix, random)
         if mix.asks:
             _plant_key(window, mix, random)
     return mixed
+
+
+def _over_and_over(window: np.ndarray, mix: CopyMix, random: np.random.Generator) -> np.ndarray:
+    longest = len(window) // 2
+    drawn = mix.shortest_period * math.exp(
+        random.random() * math.log(longest / mix.shortest_period)
+    )
+    period = min(round(drawn), longest)
+    own = random.random() < 0.5
+    stretch = window[:period] if own else np.frombuffer(draw_key(period, random), np.uint8)
+    return np.resize(stretch, len(window))
 
 
 def _repeat_span(window: np.ndarray, mix: CopyMix, random: np.random.Generator) -> None:

@@ -9,6 +9,8 @@ from lowprec.throughput.devices import get_device as get_device
 from lowprec.throughput.devices import list_devices as list_devices
 from lowprec.throughput.fit import fit as fit
 from lowprec.throughput.fit import tokens_per_second as tokens_per_second
+from lowprec.throughput.rows import AppendTime as AppendTime
+from lowprec.throughput.rows import AttendTime as AttendTime
 from lowprec.throughput.rows import GemmTime as GemmTime
 from lowprec.throughput.rows import TrainingTime as TrainingTime
 from lowprec.throughput.timing import Compiled as Compiled

@@ -82,6 +82,24 @@ def test_a_share_of_the_windows_stays_as_it_was() -> None:
     assert (many(dataclasses.replace(MIX, share=0.0, spans=1, asks=2), 9) == DISTINCT).all()
 
 
+def test_a_share_of_the_others_is_one_stretch_over_and_over() -> None:
+    mix = dataclasses.replace(MIX, share=0.2, spans=1, periodic=0.5, shortest_period=5)
+    found, own = [], 0
+    for window in many(mix, 400):
+        periods = [n for n in range(1, LENGTH // 2 + 1) if (window[n:] == window[:-n]).all()]
+        if periods:
+            found.append(periods[0])
+            digits = set(window.tobytes()) <= set(b"0123456789abcdef")
+            own += not digits
+            assert digits or (window[: periods[0]] == DISTINCT[0, : periods[0]]).all()
+    # Shares of 400, and of those found, within 3.3 standard errors.
+    assert abs(len(found) / 400 - 0.4) < 3.3 * math.sqrt(0.4 * 0.6 / 400)
+    assert abs(own / len(found) - 0.5) < 3.3 * 0.5 / math.sqrt(len(found))
+    # The logarithm is uniform from 5 to 100: half lie below the middle.
+    assert min(found) < 8 and max(found) > 80
+    assert abs(np.mean(np.array(found) < math.sqrt(500)) - 0.5) < 3.3 * 0.5 / math.sqrt(len(found))
+
+
 def test_the_same_state_gives_the_same_bytes_and_the_argument_is_left_alone() -> None:
     mix = dataclasses.replace(MIX, spans=3, asks=2)
     text = np.repeat(DISTINCT, 4, axis=0)
@@ -108,6 +126,8 @@ def test_the_smallest_window_is_enough_and_one_byte_less_is_refused() -> None:
     ("changes", "text"),
     [
         ({"share": 1.5}, "`share` must be from 0 to 1, got 1.5"),
+        ({"periodic": -0.5}, "`periodic` must be from 0 to 1, got -0.5"),
+        ({"shortest_period": 0}, "`shortest_period` must be 1 or more, got 0"),
         ({"spans": -1}, "`spans` and `asks` must be 0 or more, got -1, 0"),
         ({"shortest_span": 0}, "`shortest_span` must be from 1 to `longest_span`, got 0 and 12"),
         ({"fewest_digits": 9}, "`fewest_digits` must be from 1 to `most_digits`, got 9 and 5"),

@@ -24,6 +24,10 @@ checkpoint_every = 7
 check_windows = 2
 budget_minutes = 5
 
+[short]
+steps = 100
+context = 32
+
 [training]
 seed = 0
 steps = {STEPS}
@@ -41,14 +45,16 @@ spans = 1
 shortest_span = 4
 longest_span = 8
 asks = 1
-fewest_digits = 2
-most_digits = 4
+fewest_digits = 1
+most_digits = 2
+periodic = 0.5
+shortest_period = 4
 
 [keys]
 distances = [24]
 cases = 2
 check_cases = 1
-digits = 4
+digits = 2
 seed = 1
 
 [model.gqa]
