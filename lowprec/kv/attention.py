@@ -70,6 +70,21 @@ class Products:
                         f"`{side}_formats` has {fmt.name}; `{side}_engine` takes {names}"
                     )
 
+    @property
+    def qk_narrow(self) -> bool:
+        """Whether queries and keys are rounded to 8 bits or fewer."""
+        return _narrow(self.qk, self.qk_formats)
+
+    @property
+    def pv_narrow(self) -> bool:
+        """Whether weights and values are."""
+        return _narrow(self.pv, self.pv_formats)
+
+
+def _narrow(engine: Engine | None, formats: tuple[Format, Format] | None) -> bool:
+    taken = formats or (() if engine is None else engine.inputs[:1])
+    return any(fmt.bits <= 8 for fmt in taken)
+
 
 def named_products(
     qk_engine: str | Engine | None = None,
@@ -257,6 +272,9 @@ def _tile_step(
         added = jnp.sum(found.exact, axis=-1)
     else:
         added = jnp.sum(found.rounded, axis=-1) / schedule.weight_scale
+    # An infinite score has no weight: what is rounded to a format without NaN would hide it.
+    nothing_yet = found.maximum == -jnp.inf
+    added = jnp.where(jnp.isfinite(found.maximum) | nothing_yet, added, jnp.nan)
     output = running.output * found.shrink[..., None]
     v = values(start)
     if schedule.accumulation == "tile" or products.pv is None:

@@ -49,6 +49,19 @@ class Code(abc.ABC):
         """Codes of float32 `x` as it comes, a whole number of units."""
         return self.encode(self.turn(x, fitted), fitted)
 
+    def elements(self, parts: Parts, dim: int, fitted: Fitted) -> tuple[jax.Array, jax.Array]:
+        """The numbers of codes before scaling, and scales (batch, heads, tokens or 1), float32.
+
+        What an engine of 8 bits or fewer multiplies, and what its products are then multiplied by.
+
+        Raises:
+          ValueError: values are not numbers of such a format times one scale a token.
+        """
+        raise ValueError(
+            "values are not numbers of a narrow format times one scale a token; use an engine of "
+            "16-bit formats, to which what is read is rounded"
+        )
+
     def turn(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """The rotation along `dim` that is done before coding; products of two turned are kept."""
         del fitted
@@ -91,6 +104,11 @@ class PlainCode(Code):
         if self.format.bits <= 8:
             return decode(parts["codes"], self.format)
         return from_stored(parts["codes"], self.format)
+
+    def elements(self, parts: Parts, dim: int, fitted: Fitted) -> tuple[jax.Array, jax.Array]:
+        """See `Code.elements`: as they are, their scale is 1."""
+        x = self.decode(parts, dim, fitted)
+        return x, jnp.ones((*x.shape[:2], 1), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +184,34 @@ class BlockCode(Code):
                 tree[name] = self._loaded(parts[name])
         return self._over_heads(self._dequantize, tree, fitted)
 
+    def elements(self, parts: Parts, dim: int, fitted: Fitted) -> tuple[jax.Array, jax.Array]:
+        """See `Code.elements`.
+
+        Raises:
+          ValueError: a block whose tiles are not all of a token's numbers, or no plain scaling.
+        """
+        block = self.block
+        plain = block.coding == "scaled" and block.transform is None
+        if (
+            self.axis != "dim"
+            or block.tile[1] != "all"
+            or not plain
+            or block.tensor_scale != "none"
+        ):
+            raise ValueError(
+                f"the block {block.name} has no single scale a token, which a product of narrow "
+                f"numbers could be multiplied by; use an engine of 16-bit formats"
+            )
+        tree = {"codes": unpack(parts["codes"], block.element, dim)}
+        if "scales" in parts:
+            tree["scales"] = self._loaded(parts["scales"])
+        x, scales = self._over_heads(self._elements, tree, fitted)
+        return x, scales.reshape(*x.shape[:2], -1)
+
+    def _elements(self, parts: Parts, amax: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        q = self._tensor(parts, amax)
+        return float32.from_bits(q.element_bits()), float32.from_bits(q.scale_bits())
+
     def turn(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """See `Code.turn`."""
         del fitted
@@ -196,10 +242,14 @@ class BlockCode(Code):
         return quantize(x, self.block, axis=self._axis, amax=amax)
 
     def _dequantize(self, parts: Parts, amax: jax.Array | None) -> jax.Array:
+        return self._tensor(parts, amax).dequantize()
+
+    def _tensor(self, parts: Parts, amax: jax.Array | None) -> QTensor:
         scales, tensor = parts.get("scales"), None
         if self.static:
-            # Static scales are not stored: those of zeros are those of any tensor.
-            known = quantize(jnp.zeros_like(parts["codes"], jnp.float32), self.block, amax=amax)
+            # Static scales are not stored: those of one tile of zeros are those of any tensor.
+            tile = [1 if size == "all" else size for size in self.block.tile]
+            known = quantize(jnp.zeros(tile, jnp.float32), self.block, amax=amax)
             scales, tensor = known.scales if scales is None else scales, known.tensor_scale
         assert scales is not None
         return QTensor(
@@ -209,7 +259,7 @@ class BlockCode(Code):
             tensor_scale=tensor,
             block=self.block,
             axis=self._axis,
-        ).dequantize()
+        )
 
     @property
     def _axis(self) -> int:

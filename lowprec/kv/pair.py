@@ -9,45 +9,28 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
 from lowprec.kv.attention import Operands, attend_tiles, named_products
 from lowprec.kv.codes import Fitted
 from lowprec.kv.method import Spec
+from lowprec.kv.pair_cache import (
+    SIDES,
+    PairCache,
+    array_bytes,
+    cache_shape,
+    check_owner,
+    check_room,
+    checked_queries,
+    checked_tokens,
+    query_places,
+)
 from lowprec.kv.rope import Rope
 from lowprec.kv.schedule import Schedule
-from lowprec.kv.store import Layout, Store
-from lowprec.numerics.arguments import float_array, whole_number
-
-SIDES = ("keys", "values")
-"""Of a `PairCache`, and the keys of what is fitted for each."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairCache:
-    """Keys and values of a batch of sequences of one length.
-
-    Attributes:
-      keys, values: the packed arrays.
-      length: tokens appended, int32.
-      dim, capacity: numbers of a head, and tokens there is room for.
-      rope: what keys are turned by on reading, or None.
-    """
-
-    keys: Store
-    values: Store
-    length: jax.Array
-    dim: int = dataclasses.field(metadata={"static": True})
-    capacity: int = dataclasses.field(metadata={"static": True})
-    rope: Rope | None = dataclasses.field(default=None, metadata={"static": True})
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all arrays but the length."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.keys, self.values)))
+from lowprec.kv.store import Layout
+from lowprec.kv.tiles import common_group, fitting, operand_readers
+from lowprec.numerics.arguments import whole_number
 
 
 class PairSpec(Spec):
@@ -86,7 +69,13 @@ class PairSpec(Spec):
             for side, x in zip(SIDES, self.layouts(), strict=True)
         )
         return PairCache(
-            keys=keys, values=values, length=jnp.int32(0), dim=dim, capacity=length, rope=rope
+            keys=keys,
+            values=values,
+            length=jnp.int32(0),
+            dim=dim,
+            capacity=length,
+            spec=self,
+            rope=rope,
         )
 
     def append(
@@ -102,13 +91,14 @@ class PairSpec(Spec):
     ) -> PairCache:
         """See `KVMethod.append`; `q` is looked at by no method of this kind."""
         del q
+        check_owner(cache.spec, self)
         for name, given in (("positions", positions), ("extra", extra)):
             if given is not None:
                 raise ValueError(f"`{name}` is not taken by the method {self.name}")
         tensors = [checked_tokens(name, x, cache) for name, x in (("k", k), ("v", v))]
         if tensors[0].shape != tensors[1].shape:
             raise ValueError(f"`k` {tensors[0].shape} and `v` {tensors[1].shape} differ in shape")
-        _check_room(cache.length, tensors[0].shape[2], cache.capacity)
+        check_room(cache.length, tensors[0].shape[2], cache.capacity)
         stores = [
             layout.append(getattr(cache, side), x, cache.length, fitted.get(side, {}))
             for side, layout, x in zip(SIDES, self.layouts(), tensors, strict=True)
@@ -118,6 +108,7 @@ class PairSpec(Spec):
 
     def read(self, fitted: Fitted, cache: PairCache) -> tuple[jax.Array, jax.Array]:
         """See `KVMethod.read`."""
+        check_owner(cache.spec, self)
         found = []
         for side, layout in zip(SIDES, self.layouts(), strict=True):
             store, own = getattr(cache, side), fitted.get(side, {})
@@ -183,27 +174,35 @@ class PairSpec(Spec):
           allowed: as `attend_tiles` has it, of four axes; what lies at the cache's length or beyond
             is hidden in any case.
         """
+        check_owner(cache.spec, self)
         if whole_number("splits", splits) < 1:
             raise ValueError(f"`splits` = {splits} must be at least 1")
         batch, heads, _, dim = cache_shape(cache)
         keys, values = self.layouts()
         schedule = fitting(schedule or Schedule(), (keys, values), cache)
-        turned = q * np.float32(dim**-0.5)
+        products = named_products(qk_engine, pv_engine, qk_formats, pv_formats)
+        # Engines multiply queries as they are, as in the sources: scores are scaled after.
+        scale = np.float32(dim**-0.5)
+        turned = q * scale if products.qk is None else q
         if cache.rope is None:
             turned = keys.code.turn(turned, fitted.get("keys", {}))
-        grouped = turned.reshape(batch, heads, -1, dim)
-        readers = tile_readers(cache, (keys, values), schedule.tile, fitted)
+        read_keys, read_values, scales, factor = operand_readers(
+            cache, (keys, values), schedule, fitted, products
+        )
         mixed = attend_tiles(
-            grouped,
-            self._keys(readers[0], cache, schedule.tile, fitted.get("keys", {})),
-            readers[1],
+            turned.reshape(batch, heads, -1, dim),
+            self._keys(read_keys, cache, schedule.tile, fitted.get("keys", {})),
+            read_values,
             lambda places: allowed(places) & (places < cache.length)[None, None, None],
             first=jnp.int32(0),
             last=jnp.minimum(cache.length, cache.capacity),
-            products=named_products(qk_engine, pv_engine, qk_formats, pv_formats),
+            products=products,
             schedule=schedule,
             splits=splits,
+            scale=None if products.qk is None else jnp.asarray(scale),
+            scales=scales,
         )
+        mixed = mixed if factor is None else mixed * factor
         mixed = values.code.turn_back(mixed, fitted.get("values", {})).reshape(q.shape)
         return jnp.where(cache.length <= cache.capacity, mixed, jnp.nan)
 
@@ -234,101 +233,3 @@ class PairSpec(Spec):
             unit = jax.eval_shape(functools.partial(x.code.empty, 1, kv_heads, dim, 1, own))
             total += array_bytes(unit) / x.code.group
         return total
-
-
-def cache_shape(cache: PairCache) -> tuple[int, int, int, int]:
-    """(batch, heads, capacity, dim)."""
-    batch, heads = jax.tree.leaves(cache.keys.parts)[0].shape[:2]
-    return batch, heads, cache.capacity, cache.dim
-
-
-def common_group(layouts: tuple[Layout, ...]) -> int:
-    """The fewest tokens that are whole units of every layout."""
-    return int(np.lcm.reduce([x.code.group for x in layouts]))
-
-
-def fitting(schedule: Schedule, layouts: tuple[Layout, ...], cache: PairCache) -> Schedule:
-    """The schedule with a tile no longer than the cache.
-
-    Raises:
-      ValueError: the tile is no whole number of the tokens that are coded together.
-    """
-    group = common_group(layouts)
-    if schedule.tile % group:
-        raise ValueError(
-            f"`schedule`: tile = {schedule.tile} must be a multiple of the {group} tokens that are "
-            f"coded together"
-        )
-    return dataclasses.replace(
-        schedule, tile=min(schedule.tile, -(-cache.capacity // group) * group)
-    )
-
-
-def tile_readers(
-    cache: PairCache, layouts: tuple[Layout, Layout], tile: int, fitted: Fitted
-) -> list[Callable[[jax.Array], jax.Array]]:
-    """What reads a tile of keys, and of values, from a token on; the last is filled with zeros."""
-
-    def reader(layout: Layout, store: Store, own: Fitted) -> Callable[[jax.Array], jax.Array]:
-        units = jax.tree.leaves(store.parts)[0].shape[2]
-        last = units * layout.code.group - tile
-
-        def read(start: jax.Array) -> jax.Array:
-            held = jnp.minimum(start, last)
-            x = layout.slice(store, held, tile, cache.length, cache.dim, own)
-
-            def moved(x: jax.Array) -> jax.Array:
-                wide = jnp.concatenate([x, jnp.zeros_like(x)], axis=2)
-                return jax.lax.dynamic_slice_in_dim(wide, start - held, tile, axis=2)
-
-            return jax.lax.cond(start > last, moved, lambda x: x, x)
-
-        return read
-
-    return [
-        reader(layout, getattr(cache, side), fitted.get(side, {}))
-        for side, layout in zip(SIDES, layouts, strict=True)
-    ]
-
-
-def checked_queries(q: ArrayLike, cache: PairCache) -> jax.Array:
-    """Queries (batch, a multiple of the cache's heads, tokens, dim) as float32."""
-    q = float_array("q", q).astype(jnp.float32)
-    batch, heads, _, dim = cache_shape(cache)
-    if q.ndim != 4 or (q.shape[0], q.shape[3]) != (batch, dim) or q.shape[1] % heads:
-        raise ValueError(
-            f"`q` of shape {q.shape} must be ({batch}, a multiple of {heads}, tokens, {dim})"
-        )
-    return q
-
-
-def query_places(q: jax.Array, cache: PairCache, length: jax.Array) -> jax.Array:
-    """Where the query of each row of `attend` stands, the last at length - 1; (rows,) int32."""
-    tokens = q.shape[2]
-    return length - tokens + jnp.tile(jnp.arange(tokens), q.shape[1] // cache_shape(cache)[1])
-
-
-def checked_tokens(name: str, x: ArrayLike, cache: PairCache) -> jax.Array:
-    """Tokens (batch, heads, one or more, dim) that fit the cache, as float32."""
-    x = float_array(name, x)
-    batch, heads, _, dim = cache_shape(cache)
-    if x.ndim != 4 or (x.shape[0], x.shape[1], x.shape[3]) != (batch, heads, dim) or not x.size:
-        raise ValueError(f"`{name}` of shape {x.shape} must be ({batch}, {heads}, tokens, {dim})")
-    return x.astype(jnp.float32)
-
-
-def _check_room(length: jax.Array, tokens: int, capacity: int) -> None:
-    traced = isinstance(length, Tracer)
-    if tokens + (0 if traced else int(length)) > capacity:
-        held = "?" if traced else int(length)
-        raise ValueError(
-            f"{tokens} more tokens do not fit: the cache holds {held} of {capacity}; make it with "
-            f"a larger `length`"
-        )
-
-
-def array_bytes(tree: object) -> int:
-    """Bytes of all arrays of a tree, or of what `jax.eval_shape` says of them."""
-    return sum(
-        int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
-    )

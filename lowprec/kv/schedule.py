@@ -25,6 +25,8 @@ class Schedule:
         logarithm), so that weights up to exp(rescale_threshold) occur; 0 follows every maximum.
       accumulation: `tile`: each tile's product with v is summed from zero, then added to the output
         in float32 (two levels); `engine`: the engine adds to the output it is handed (one level).
+      promote_every: with `tile`, so many of a tile's tokens are summed from zero before they are
+        added to the output; None: all of the tile.
     """
 
     tile: int = 1024
@@ -46,8 +48,8 @@ class Schedule:
                 f"`rescale_threshold` = {self.rescale_threshold} must be at least 0",
             ),
             (
-                self.promote_every is None or self.promote_every >= 1,
-                f"`promote_every` = {self.promote_every} must be at least 1",
+                self.promote_every is None or 1 <= self.promote_every <= self.tile,
+                f"`promote_every` = {self.promote_every} must be from 1 to tile = {self.tile}",
             ),
             (
                 self.promote_every is None or self.accumulation == "tile",

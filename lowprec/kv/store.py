@@ -132,19 +132,38 @@ class Layout:
           start: a multiple of the code's group, at most the capacity less `size`.
           size: a multiple of the code's group.
         """
-        group = self.code.group
-        units = {
-            name: lax.dynamic_slice_in_dim(part, start // group, size // group, axis=2)
-            for name, part in store.parts.items()
-        }
         places = start + jnp.arange(size)
-        x = self.code.decode(units, dim, fitted)
+        x = self.code.decode(self._units(store, start, size), dim, fitted)
         recent, sinks = store.recent, store.sinks
         if recent is not None:
             x = self._overlaid(x, recent, places, self.boundary(length), fitted)
         if sinks is not None:
             x = self._overlaid(x, sinks, places, jnp.int32(0), fitted)
         return jnp.where((places < length)[:, None], x, 0.0)
+
+    def elements(
+        self, store: Store, start: jax.Array, size: int, length: jax.Array, dim: int, fitted: Fitted
+    ) -> tuple[jax.Array, jax.Array]:
+        """The same tokens as `Code.elements` has them, zero beyond `length`, and their scales.
+
+        Raises:
+          ValueError: some tokens are exact, or the code has no such elements.
+        """
+        if store.recent is not None or store.sinks is not None:
+            raise ValueError(
+                "the newest or the first tokens are kept in 16 bits; use an engine of 16-bit "
+                "formats, to which what is read is rounded"
+            )
+        x, scales = self.code.elements(self._units(store, start, size), dim, fitted)
+        seen = (start + jnp.arange(size) < length)[:, None]
+        return jnp.where(seen, x, 0.0), scales
+
+    def _units(self, store: Store, start: jax.Array, size: int) -> Parts:
+        group = self.code.group
+        return {
+            name: lax.dynamic_slice_in_dim(part, start // group, size // group, axis=2)
+            for name, part in store.parts.items()
+        }
 
     def _overlaid(
         self,

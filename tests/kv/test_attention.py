@@ -456,7 +456,8 @@ def test_weights_of_a_tile_by_hand() -> None:
         ({"tile": 0}, "`tile` = 0 must be at least 1"),
         ({"weight_scale": 0.0}, "`weight_scale` = 0.0 must be above 0"),
         ({"rescale_threshold": -1.0}, "`rescale_threshold` = -1.0 must be at least 0"),
-        ({"promote_every": 0}, "`promote_every` = 0 must be at least 1"),
+        ({"promote_every": 0}, "`promote_every` = 0 must be from 1 to tile = 1024"),
+        ({"promote_every": 64, "tile": 32}, "`promote_every` = 64 must be from 1 to tile = 32"),
         ({"promote_every": 32, "accumulation": "engine"}, "one level is never promoted"),
     ],
 )
