@@ -29,19 +29,24 @@ _CONFIG_KEYS = {
 }
 
 
-def default_checkpoint() -> Path:
-    """The trained byte model that the repository carries.
+def default_checkpoint(name: str = "byte_lm") -> Path:
+    """A trained byte model that the repository carries.
+
+    Args:
+      name: `byte_lm`; or `byte_gqa` and `byte_mla`, whose caches are compared, trained to look back
+        through 1024 bytes.
 
     Raises:
       FileNotFoundError: lowprec runs without its repository; the wheel has no checkpoint.
     """
-    path = Path(__file__).parents[2] / "experiments" / "checkpoints" / "byte_lm.safetensors"
+    path = Path(__file__).parents[2] / "experiments" / "checkpoints" / f"{name}.safetensors"
     if not path.is_file():
+        script = "train_lm.py" if name == "byte_lm" else "train_kv_models.py"
         raise FileNotFoundError(
             f"no checkpoint at {path}: the installed package does not carry it. Clone the lowprec "
-            "repository and run from there, pass the path of its "
-            "experiments/checkpoints/byte_lm.safetensors, or train one with "
-            "experiments/train_lm.py"
+            f"repository and run from there, pass the path of its "
+            f"experiments/checkpoints/{name}.safetensors, or train one with "
+            f"experiments/{script}"
         )
     return path
 
