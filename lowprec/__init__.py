@@ -28,9 +28,14 @@ from lowprec.numerics import Format as Format
 from lowprec.numerics import compiler_options as compiler_options
 from lowprec.numerics import decode as decode
 from lowprec.numerics import encode as encode
+from lowprec.numerics import from_codes as from_codes
+from lowprec.numerics import from_torch as from_torch
 from lowprec.numerics import get_format as get_format
 from lowprec.numerics import list_formats as list_formats
+from lowprec.numerics import onnx_type as onnx_type
 from lowprec.numerics import pack as pack
+from lowprec.numerics import to_codes as to_codes
+from lowprec.numerics import to_torch as to_torch
 from lowprec.numerics import unpack as unpack
 from lowprec.scaling import Block as Block
 from lowprec.scaling import QTensor as QTensor
@@ -40,13 +45,20 @@ from lowprec.scaling import list_blocks as list_blocks
 from lowprec.scaling import quantize as quantize
 
 if _TYPE_CHECKING:
+    from lowprec.models.quantized_files import load_tensors as load_tensors
+    from lowprec.models.quantized_files import save_tensors as save_tensors
     from lowprec.study.ledger import ledger as ledger
 else:
+    _LATER = {
+        "ledger": "lowprec.study.ledger",
+        "load_tensors": "lowprec.models.quantized_files",
+        "save_tensors": "lowprec.models.quantized_files",
+    }
 
     def __getattr__(name: str) -> object:
-        """Studies, found when they are asked for: they read files, with packages of `report`."""
-        if name == "ledger":
-            return _importlib.import_module("lowprec.study.ledger").ledger
+        """Found when they are asked for: they read files, with packages of `report`."""
+        if name in _LATER:
+            return getattr(_importlib.import_module(_LATER[name]), name)
         raise AttributeError(f"module 'lowprec' has no attribute {name!r}")
 
 

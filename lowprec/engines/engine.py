@@ -12,6 +12,7 @@ from typing import Literal
 
 from lowprec import catalogue
 from lowprec.engines import families
+from lowprec.numerics import html
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import Rounding, is_stochastic
 from lowprec.numerics.spec import check_spec
@@ -293,6 +294,10 @@ class Engine:
         if self.evidence is not None:
             shown.append(f"evidence={self.evidence}")
         return f"Engine({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        figures = {"instruction_length": self.instruction_length}
+        return html.spec(self, "engine", "engines", get_engine, figures)
 
     @property
     def register_format(self) -> Format:

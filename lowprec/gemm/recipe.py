@@ -8,6 +8,7 @@ from typing import Any, Literal
 from lowprec import catalogue
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.gemm.preparation import Preparation
+from lowprec.numerics import html
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import is_stochastic
 from lowprec.numerics.spec import check_spec
@@ -232,6 +233,11 @@ class Recipe:
                 f"{where} scales tiles of {along} along K, which promote_every = {every} does not "
                 f"divide"
             )
+
+    def _repr_html_(self) -> str:
+        bits = {role: f"{getattr(self, role).bits_per_element:g}" for role in ROLES}
+        figures = {f"{role}, bits_per_element": x for role, x in bits.items()}
+        return html.spec(self, "recipe", "recipes", get_recipe, figures)
 
     def in_role(self, role: Role) -> "Recipe":
         """The recipe as one role runs it: with what the role sets, and its operands in all three.

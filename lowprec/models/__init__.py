@@ -10,11 +10,14 @@ from lowprec.models.checkpoint import save_checkpoint as save_checkpoint
 from lowprec.models.corpus import Windows as Windows
 from lowprec.models.corpus import load_held_out as load_held_out
 from lowprec.models.corpus import windows as windows
+from lowprec.models.layouts import list_layouts as list_layouts
 from lowprec.models.operands import LoneTensor as LoneTensor
 from lowprec.models.operands import Operands as Operands
 from lowprec.models.operands import load_operands as load_operands
 from lowprec.models.parameters import TransformerConfig as TransformerConfig
 from lowprec.models.parameters import init as init
+from lowprec.models.quantized_files import load_tensors as load_tensors
+from lowprec.models.quantized_files import save_tensors as save_tensors
 from lowprec.models.scoring import bits_per_byte as bits_per_byte
 from lowprec.models.scoring import document_bits_per_byte as document_bits_per_byte
 from lowprec.models.scoring import log_probabilities as log_probabilities

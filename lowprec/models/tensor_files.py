@@ -18,7 +18,7 @@ except ImportError:  # the extra is not installed: said by `read_tensors`, when 
 
 EXTENSIONS = (".npy", ".npz", ".safetensors")
 
-_SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -37,6 +37,7 @@ _SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
 }
+"""What a header calls a type, as NumPy and ml_dtypes have it; `F4` and `BOOL` are apart."""
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -151,13 +152,13 @@ def _view(path: Path, name: str, dtype: str, shape: list[int], data: bytearray) 
         flat = pairs.reshape(-1).view(ml_dtypes.float4_e2m1fn)
     elif dtype == "BOOL":
         flat = raw != 0
-    elif dtype in _SAFETENSORS_DTYPES:
-        stored = _SAFETENSORS_DTYPES[dtype]
+    elif dtype in SAFETENSORS_DTYPES:
+        stored = SAFETENSORS_DTYPES[dtype]
         flat = raw.view(stored).astype(stored.newbyteorder("="), copy=False)
     else:
         raise ValueError(
             f"{path}: tensor {quoted(name)} has dtype {dtype}, which is not read; "
-            f"those that are: {', '.join(_SAFETENSORS_DTYPES)}, F4, BOOL"
+            f"those that are: {', '.join(SAFETENSORS_DTYPES)}, F4, BOOL"
         )
     try:
         return flat.reshape(shape)

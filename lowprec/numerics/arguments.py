@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from lowprec.numerics import dlpack
 from lowprec.numerics.rounding import ROUNDINGS, check_choice, is_stochastic
 
 FLOATS = ("float32", "bfloat16", "float16")
@@ -24,7 +25,10 @@ def float_array(argument: str, x: ArrayLike, *, float64: bool = False) -> jax.Ar
 
     float64 passes where it may and JAX keeps it: without x64 it would be rounded twice, unseen.
     A Python number or list has no type: it is float64 where that passes, else rounded to float32.
+    Another library's array, a PyTorch tensor say, is copied; its gradient ends there.
     """
+    if dlpack.is_foreign(x):
+        x = dlpack.imported(argument, x)
     given = getattr(x, "dtype", None)
     if given is None:
         x = given_array = np.asarray(x)

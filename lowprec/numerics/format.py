@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lowprec import catalogue
-from lowprec.numerics import families
+from lowprec.numerics import families, html
 from lowprec.numerics.spec import check_spec, floats
 
 Encoding = Literal["sign_magnitude", "twos_complement"]
@@ -140,6 +140,11 @@ class Format:
             if value != field.default
         ]
         return f"Format({', '.join(shown)})"
+
+    def _repr_html_(self) -> str:
+        names = "bits min max min_normal min_subnormal has_inf has_nan dtype".split()
+        figures = {name: getattr(self, name) for name in names}
+        return html.spec(self, "format", "elements", get_format, figures)
 
     def _field_rules(self) -> Iterator[tuple[Callable[[], object], str]]:
         """What must hold of a format of fields, each looked at only where those before it hold."""

@@ -79,6 +79,12 @@ def unpack(packed: ArrayLike, fmt: str | Format, size: int) -> jax.Array:
             f"bits ({fmt.name}) need {expected}"
         )
     count, width = _group(fmt.bits)
+    if width == 1:
+        # One fusion, in which XLA makes no array of the parts.
+        shifts = np.arange(count, dtype=np.uint8) * np.uint8(fmt.bits)
+        shifts = shifts.reshape(*[1] * packed.ndim, count)
+        codes = (packed[..., None] >> shifts) & np.uint8(fmt.code_mask)
+        return codes.reshape(*packed.shape[:-1], packed.shape[-1] * count)[..., :size]
     groups = _groups_of(width, packed)
     codes = []
     for j in range(count):

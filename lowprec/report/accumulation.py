@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from lowprec.report import stored
+from lowprec.report.results import frames_html
 from lowprec.study.accumulation_rows import (
     ErrorRow,
     FrontRow,
@@ -44,6 +45,9 @@ class AccumulationResults:
         """The frames of rows, by the names of the tables."""
         frames = {name: stored.frame(rows[name], row) for name, row in ROWS.items()}
         return cls(frames=frames, manifest=manifest)
+
+    def _repr_html_(self) -> str:
+        return frames_html("Accumulation", self.frames, str(self.manifest.get("command", "")))
 
 
 def write_accumulation(results: AccumulationResults, out: Path) -> None:

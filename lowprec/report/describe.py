@@ -13,6 +13,7 @@ from lowprec.gemm.recipe import ROLES, Recipe, get_recipe, operand_bits
 from lowprec.kv import KVMethod, get_kv_method
 from lowprec.numerics import families
 from lowprec.numerics.format import Format, get_format, names_format
+from lowprec.numerics.html import plain
 from lowprec.report.terminal import number_line
 from lowprec.scaling.block import Block, get_block
 
@@ -39,7 +40,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 
 TABLE_BITS = 8
 _COLUMNS = 8
-_LONGEST_TABLE = 16
 _LENGTHS = (4096, 32768)
 
 
@@ -104,25 +104,10 @@ def _declared(value: Entry) -> dict[str, str]:
         elif isinstance(value, Format) and value.table is not None:
             # The other fields are of formats that are no table.
             if field.name in ("table", "overflow_value", "signed", "zero"):
-                shown[field.name] = _text(content)
+                shown[field.name] = plain(content)
         else:
-            shown[field.name] = _text(content)
+            shown[field.name] = plain(content)
     return shown
-
-
-def _text(content: Any) -> str:
-    if dataclasses.is_dataclass(content):
-        if hasattr(content, "name"):
-            return str(getattr(content, "name"))  # noqa: B009 - narrowed by hasattr alone
-        members = dataclasses.fields(content)
-        given = {x.name: getattr(content, x.name) for x in members}
-        return ", ".join(f"{k} = {_text(v)}" for k, v in given.items() if v is not None)
-    if isinstance(content, tuple):
-        items = [_text(item) for item in content]
-        if len(items) > _LONGEST_TABLE:
-            return f"{items[0]}, ..., {items[-1]} ({len(items)} values by code)"
-        return ", ".join(items)
-    return str(content).lower() if isinstance(content, bool) else str(content)
 
 
 def _derived(value: Entry) -> dict[str, str]:
@@ -130,7 +115,7 @@ def _derived(value: Entry) -> dict[str, str]:
         case Format():
             names = ("bits", "max", "min", "min_normal", "min_subnormal", "has_inf", "has_nan")
             shown = {name: getattr(value, name) for name in names}
-            return {name: _text(x) for name, x in shown.items() if x is not None}
+            return {name: plain(x) for name, x in shown.items() if x is not None}
         case Block():
             return {
                 "bits_per_element": f"{value.bits_per_element:g}",

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from lowprec.report import stored
+from lowprec.report.results import frames_html
 from lowprec.study.format_rows import (
     BoundRow,
     CrestRow,
@@ -59,6 +60,10 @@ class FormatResults:
     def frames(self) -> dict[str, pl.DataFrame]:
         """The frames by name."""
         return {name: getattr(self, name) for name in ROWS}
+
+    def _repr_html_(self) -> str:
+        command = str(self.manifest.get("command", ""))
+        return frames_html("Formats and scale rules", self.frames(), command)
 
 
 def write_formats(results: FormatResults, out: Path) -> None:

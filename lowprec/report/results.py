@@ -6,6 +6,8 @@ from typing import Any
 
 import polars as pl
 
+from lowprec.numerics import html
+
 _TEXT, _COUNT, _REAL = pl.String(), pl.Int64(), pl.Float64()
 Schema = Mapping[str, pl.DataType]
 
@@ -85,6 +87,15 @@ class Results:
     def frames(self) -> dict[str, pl.DataFrame]:
         """The frames by name."""
         return {name: getattr(self, name) for name in SCHEMAS}
+
+    def _repr_html_(self) -> str:
+        return frames_html("Results", self.frames(), self.command)
+
+
+def frames_html(title: str, frames: Mapping[str, pl.DataFrame], note: str = "") -> str:
+    """Frames by name with their sizes, for notebooks."""
+    rows = [[name, f"{len(frame):,}", frame.width] for name, frame in frames.items()]
+    return html.grid(title, ["table", "rows", "columns"], rows, note)
 
 
 def _conform(name: str, frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:

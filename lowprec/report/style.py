@@ -7,7 +7,9 @@ import math
 import re
 import textwrap
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -67,6 +69,17 @@ class Picture:
     figure: Figure
     title: str
     sentence: str
+
+    def _repr_html_(self) -> str:
+        # The ids within must differ from those of another figure on the page.
+        name = f"figure-{zlib.crc32(f'{self.title}{self.sentence}'.encode()):08x}"
+        narrow = self.figure.get_figwidth() <= NARROW
+        drawn = svg(self.figure, name, narrow=narrow)
+        # Text and lines are dark: a dark page needs white beneath them.
+        below = f'<figcaption style="color:inherit">{escape(self.sentence)}</figcaption>'
+        return (
+            f'<figure style="margin:0"><div style="background:white">{drawn}</div>{below}</figure>'
+        )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from lowprec import catalogue
+from lowprec.numerics import html
 from lowprec.numerics.codec import within_float32
 from lowprec.numerics.format import Format, aliases, get_format, list_formats, names_format
 from lowprec.numerics.rounding import Overflow, Rounding, is_stochastic
@@ -142,6 +143,10 @@ class Block:
         for holds, message in rules:
             if not holds:
                 raise ValueError(f"block {self.name!r}: {message}")
+
+    def _repr_html_(self) -> str:
+        figures = {"bits_per_element": self.bits_per_element, "element max": self.element.max}
+        return html.spec(self, "block", "blocks", get_block, figures)
 
     def _range_rules(self) -> tuple[tuple[bool, str], ...]:
         """Where numbers must lie."""

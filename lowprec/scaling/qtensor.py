@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from lowprec.numerics import float32
+from lowprec.numerics import float32, html
 from lowprec.numerics.arguments import undifferentiable
 from lowprec.numerics.codec import decode_bits, narrow
 from lowprec.numerics.packing import packed_bytes
@@ -157,6 +157,14 @@ class QTensor:
         if self.scales.dtype == jnp.float32:
             return float32.to_bits(self.scales)
         return decode_bits(self.scales.astype(jnp.uint32), self.block.scale_format)
+
+    def _repr_html_(self) -> str:
+        arrays = ("codes", "scales", "offsets", "tensor_scale", "transform_state")
+        held = {name: getattr(self, name) for name in arrays}
+        shown = {name: f"{x.dtype} {x.shape}" for name, x in held.items() if x is not None}
+        figures = {"axis": self.axis, "bits_per_element": f"{self.bits_per_element:.6g}"}
+        sizes = {"bytes, packed": f"{self.nbytes:,}"}
+        return html.pairs(f"QTensor of block:{self.block.name}", shown | figures | sizes)
 
     def __repr__(self) -> str:
         shape = getattr(self.codes, "shape", "?")

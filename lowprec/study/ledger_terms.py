@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowprec.numerics import html
 from lowprec.study.ledger_exact import Exact, ratio, to_float
 
 TERMS = {
@@ -119,6 +120,20 @@ class Ledger:
                     f"{x.name:<22}{x.part:>9.2%}{x.share:>9.2%}{x.gain:>12.2e}{x.decibels:>8.1f}"
                 )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        m, k, n = self.shape
+        rows = [x for x in (*self.terms, self.total) if x.energy or x.name == "total"]
+        return html.grid(
+            f"recipe:{self.recipe} in {self.role} on engine:{self.engine}",
+            ["term", "part", "energy", "gain", "dB"],
+            [_headed(x) for x in rows],
+            f"{self.output.size:,} outputs of {m} x {k} times {k} x {n}; parts add up to 100 %",
+        )
+
+
+def _headed(x: Term) -> list[str]:
+    return [x.name, f"{x.part:.2%}", f"{x.share:.2%}", f"{x.gain:.2e}", f"{x.decibels:.1f}"]
 
 
 def made(terms: dict[str, Exact], exact: Exact, output: NDArray[Any], **about: Any) -> Ledger:
