@@ -55,19 +55,21 @@ def throughput(config: Config, fitted: Fit) -> Iterator[study.ThroughputRow]:
 
 
 def attention(config: Config, fitted: Fit) -> Iterator[study.AttentionRow]:
-    """Attention of the first model by method, on every device."""
+    """Attention of the first model by method, on every device, at one context."""
     architecture = get_architecture(config["architectures"][0])
+    context = config["batch_context"]
     for name in config["devices"]:
         device = get_device(name)
         for method in fitting(config, architecture):
-            cache = study.cost(method, architecture, device)
-            yield study.attention_row(device, architecture, cache, fitted)
+            cache = study.cost(method, architecture, device, context)
+            yield study.attention_row(device, architecture, cache, fitted, context=context)
 
 
 def forms(config: Config, fitted: Fit) -> Iterator[study.AttentionRow]:
     """Attention of the latent model by what is cached, on every device."""
     for name in config["devices"]:
-        yield from study.form_rows(config["form"], get_device(name), fitted)
+        given = config["form"], get_device(name), fitted
+        yield from study.form_rows(*given, context=config["batch_context"])
 
 
 def tiers(config: Config, fitted: Fit) -> Iterator[host.HostRow]:
@@ -128,9 +130,11 @@ def main() -> None:
         "batch_context": config["batch_context"],
         "memory_share": study.two_digits(fitted.rates.memory),
         "layer_microseconds": study.two_digits(1e6 * fitted.rates.layer_seconds),
-        "methods": {x.name: x.source for x in study.methods(config)},
+        "kernels": {x.name: x.source for x in study.methods(config)},
     }
-    record = manifest([], [beside(name) for name in DATA], settings) | {
+    record = manifest(
+        [x.kv for x in study.methods(config)], [beside(name) for name in DATA], settings
+    ) | {
         "command": f"python {Path(__file__).resolve().relative_to(ROOT)}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(time.perf_counter() - start),

@@ -4,9 +4,9 @@
 
 One query token of 32 heads over a cache of 8 heads of 128, read from its packed bytes, beside the
 fastest of several programs over bfloat16 keys and values; all are timed once a round, in turn, and
-a ratio is the median over rounds, with its quartiles. Then `append` of one token inside a `jit` that
-donates the cache, at a capacity of 64 times as many tokens. Times are of emulation: they say nothing
-of hardware that has the formats.
+a ratio is the median over rounds, with its quartiles. Then `append` of one token inside a `jit`
+that donates the cache, at a short capacity and at one 64 times as long. Times are of emulation:
+they say nothing of hardware that has the formats.
 """
 
 import argparse
@@ -300,18 +300,18 @@ class Chain:
 
 def attend_line(row: AttendTime) -> str:
     return (
-        f"{row.method:18} {row.arithmetic:8} {1e3 * row.seconds:8.2f} ms  {row.times_bf16:5.2f} times "
-        f"{row.peer} ({row.low:.2f} to {row.high:.2f})  wanted {row.wanted:g}  temporaries "
-        f"{row.temporary_bytes / 1e6:.1f} MB of {row.wanted_bytes / 1e6:.1f}: {row.met}  compiled in "
-        f"{row.compile_seconds:.1f} s"
+        f"{row.method:18} {row.arithmetic:8} {1e3 * row.seconds:8.2f} ms  {row.times_bf16:5.2f} "
+        f"times {row.peer} ({row.low:.2f} to {row.high:.2f})  wanted {row.wanted:g}  temporaries "
+        f"{row.temporary_bytes / 1e6:.1f} MB of {row.wanted_bytes / 1e6:.1f}: {row.met}  compiled "
+        f"in {row.compile_seconds:.1f} s"
     )
 
 
 def append_line(row: AppendTime) -> str:
     return (
         f"append {row.method:12} {1e6 * row.seconds_short:8.1f} us at {row.tokens_short} tokens, "
-        f"{1e6 * row.seconds_long:8.1f} us at {row.tokens_long}: {row.ratio:.3f} times ({row.low:.3f} "
-        f"to {row.high:.3f}): {row.met}  compiled in {row.compile_seconds:.1f} s"
+        f"{1e6 * row.seconds_long:8.1f} us at {row.tokens_long}: {row.ratio:.3f} times "
+        f"({row.low:.3f} to {row.high:.3f}): {row.met}  compiled in {row.compile_seconds:.1f} s"
     )
 
 

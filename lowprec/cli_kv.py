@@ -19,9 +19,12 @@ from lowprec.models.checkpoint import default_checkpoint
 from lowprec.report import words
 from lowprec.report.kv import Results, write_kv
 from lowprec.report.kv_figure import MODE_NAMES, summed
-from lowprec.study.kv_compare import KvCollected, Source, Text, compare_kv
+from lowprec.study.kv_compare import KvCollected, Source, Text, compare_kv, with_window_0
 from lowprec.study.kv_sources import (
+    GQA,
     HELD_OUT,
+    MLA,
+    KeyQuestions,
     captured_source,
     file_source,
     small_model_text,
@@ -46,6 +49,9 @@ DEFAULT = (
 SCORED, CALIBRATION, CAPTURED, PROMPT = 16, 2, 1, 256
 """Windows of the small model's text to score, to fit to, to look at; tokens of a prompt."""
 
+KEYS = KeyQuestions(distances=(256, 768), cases=16, digits=8, seed=1)
+"""Planted keys that are asked for."""
+
 SEEDS, TOKENS = (0, 1), 1024
 """Layers that are drawn, and their tokens."""
 
@@ -55,8 +61,9 @@ class KvCommand:
     """Compare methods of KV caches: on the small model, or on your own keys and values.
 
     With --kv methods that are calibrated are fitted to the first half of a layer's tokens, and
-    every method is reported on the second half. Without it on the small model that the repository
-    carries, its keys and values, and drawn ones.
+    every method is reported on the second half. Without it on the small models that the repository
+    carries, one with keys and values and one with latents: their held-out loss, planted keys that
+    they are asked for, and errors on captured and on drawn keys and values.
 
     Example: lowprec kv compare --kv cache.safetensors --methods kivi_2bit mine.toml --out kv
     """
@@ -96,6 +103,7 @@ def run_kv(command: KvCommand, shown: Callable[[Console], Progress], line: str) 
     if command.rope_theta is not None and command.kv is None:
         raise ValueError("`--rope-theta` is of a file's keys; give it with --kv")
     methods = _methods(command.methods)
+    total = len(with_window_0(methods))
     if command.out is not None and not command.out.parent.is_dir():
         raise ValueError(f"cannot write {command.out}: {command.out.parent} is not a directory")
     begin, console, found = time.perf_counter(), Console(stderr=True), KvCollected()
@@ -103,23 +111,23 @@ def run_kv(command: KvCommand, shown: Callable[[Console], Progress], line: str) 
     try:
         with shown(console) as bar:
             task = bar.add_task("loading", total=None)
-            sources, text = _sources(command)
+            sources, text, latent_text = _sources(command, methods)
 
             def say(step: str) -> None:
                 done = len(found.caches)
-                bar.update(task, description=step, completed=done, total=len(methods))
+                bar.update(task, description=step, completed=done, total=total)
                 if not console.is_terminal:
                     console.print(step, soft_wrap=True, highlight=False)
                 # A method's programs are of no use to the next one, and there are many.
                 jax.clear_caches()
 
             options = {"seed": command.seed, "kept": command.kept, "found": found, "say": say}
-            compare_kv(methods, sources, text, **options)
+            compare_kv(methods, sources, text, latent_text=latent_text, **options)
         finished = True
     finally:
         # What has finished is shown and written whatever ended the run.
         if found.caches:
-            record = _record(command, found, line, finished)
+            record = _record(command, methods, found, line, finished)
             record["seconds"] = round(time.perf_counter() - begin)
             _finish(command, Results.of(found, record), found)
 
@@ -135,21 +143,33 @@ def _methods(names: Sequence[str]) -> list[KVMethod]:
     return found
 
 
-def _sources(command: KvCommand) -> tuple[list[Source], Text | None]:
+def _sources(
+    command: KvCommand, methods: Sequence[KVMethod]
+) -> tuple[list[Source], Text | None, Text | None]:
+    """What to compare on: samples, and models with keys and values, and with latents."""
     if command.kv is not None:
-        return [file_source(command.kv, command.rope_theta)], None
-    text = small_model_text(scored=SCORED, calibration=CALIBRATION, prompt=PROMPT)
-    return [captured_source(text, CAPTURED), synthetic_source(SEEDS, TOKENS)], text
+        return [file_source(command.kv, command.rope_theta)], None, None
+    given: dict[str, Any] = {"scored": SCORED, "calibration": CALIBRATION, "prompt": PROMPT}
+    text = small_model_text(**given, keys=KEYS)
+    latent = any(method.latent for method in methods)
+    latent_text = small_model_text(**given, model=MLA, keys=KEYS) if latent else None
+    return [captured_source(text, CAPTURED), synthetic_source(SEEDS, TOKENS)], text, latent_text
 
 
-def _record(command: KvCommand, found: KvCollected, line: str, finished: bool) -> dict[str, Any]:
-    checkpoint = default_checkpoint() if command.kv is None else None
-    files = [command.kv] if checkpoint is None else [checkpoint, checkpoint.with_name(HELD_OUT)]
+def _record(
+    command: KvCommand, methods: Sequence[KVMethod], found: KvCollected, line: str, finished: bool
+) -> dict[str, Any]:
+    files = [command.kv]
+    if command.kv is None:
+        models = [GQA, MLA] if any(method.latent for method in methods) else [GQA]
+        checkpoints = [default_checkpoint(model) for model in models]
+        files = [*checkpoints, checkpoints[0].with_name(HELD_OUT)]
     settings = {"kept": command.kept, "seed": command.seed, "rope_theta": command.rope_theta}
     settings["complete"] = finished
-    return manifest([], [x for x in files if x is not None], settings) | {
+    return manifest(methods, [x for x in files if x is not None], settings) | {
         "methods": [row.method.partition(":")[2] for row in found.caches],
         "left_out": [" | ".join(x) for x in found.left_out],
+        "unanswered": [list(x) for x in found.unanswered],
         "command": line,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -160,7 +180,9 @@ def _finish(command: KvCommand, results: Results, found: KvCollected) -> None:
     if not console.is_terminal:
         # A file, or another program, is no window that a table has to fit in.
         console.width = 140
-    for table in (_tensors(results.frames["tensors"]), _model(results.frames["model"])):
+    frames = results.frames
+    models = _model(pl.concat([frames["model"], frames["latent"]]))
+    for table in (_tensors(frames["tensors"]), models, _keys(frames["keys"])):
         if table.row_count:
             console.print(table)
     for line in _remarks(command, found):
@@ -178,10 +200,33 @@ def _remarks(command: KvCommand, found: KvCollected) -> list[str]:
             "fitted to the first half of each layer's tokens where a method is calibrated; every "
             "method is reported on the second half"
         )
+    windowless = [row for row in found.caches if row.window_0_of is not None]
+    if windowless:
+        lines.append(
+            "exempt: the share of tokens that stay in 16 bits; 'NAME, window 0' is the method "
+            "without its window of exact tokens"
+        )
     reasons: dict[tuple[str, str], None] = dict.fromkeys(
         (name, reason) for name, _, reason in found.left_out if reason
     )
     return [*lines, *(f"left out in part or whole: {name}: {why}" for name, why in reasons)]
+
+
+def _keys(frame: pl.DataFrame) -> Table:
+    """Planted keys that are found through each method's caches."""
+    table = Table(title="planted keys found through caches, of those asked for at a distance")
+    for heading in ("method", "bits", "distance", "found whole", "by bfloat16", "bits a digit"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for row in frame.iter_rows(named=True):
+        table.add_row(
+            row["method"],
+            words.number(row["bits"], 2),
+            str(row["distance"]),
+            words.percent(row["exact"], 0),
+            words.percent(row["exact_bf16"], 0),
+            words.number(row["bits_per_digit"], 2),
+        )
+    return table
 
 
 def _tensors(frame: pl.DataFrame) -> Table:
@@ -191,6 +236,7 @@ def _tensors(frame: pl.DataFrame) -> Table:
         ("source", False),
         ("method", False),
         ("bits", True),
+        ("exempt", True),
         ("K", True),
         ("V", True),
         ("KL of weights", True),
@@ -202,6 +248,7 @@ def _tensors(frame: pl.DataFrame) -> Table:
             row["source"],
             row["method"],
             words.number(row["bits"], 2),
+            words.percent(row["exempt"], 1),
             words.percent(row["keys"], 2),
             words.percent(row["values"], 2),
             words.significant(row["divergence"], 2),
@@ -213,13 +260,14 @@ def _tensors(frame: pl.DataFrame) -> Table:
 def _model(frame: pl.DataFrame) -> Table:
     """The small model's loss through each method's caches."""
     table = Table(title="held-out loss of the small model over that with an exact cache")
-    for heading in ("method", "mode", "bits", "increase, bits per byte", "95 % interval"):
+    for heading in ("method", "mode", "bits", "exempt", "increase, bits per byte", "95 % interval"):
         table.add_column(heading, justify="left" if heading in ("method", "mode") else "right")
     for row in frame.iter_rows(named=True):
         table.add_row(
             row["method"],
             MODE_NAMES[row["mode"]],
             words.number(row["bits"], 2),
+            words.percent(row["exempt"], 1),
             words.signed(row["increase"], 4),
             f"{words.signed(row['low'], 4)} to {words.signed(row['high'], 4)}",
         )

@@ -261,7 +261,7 @@ def _tile_step(
     scale: jax.Array | None,
     scales: Scales,
 ) -> Running:
-    scores = _product(q, keys(start).swapaxes(-1, -2), products.qk, products.qk_formats)
+    scores = _scores(q, keys(start), products)
     if scale is not None:
         scores = scores * scale
     if scales.keys is not None:
@@ -286,6 +286,13 @@ def _tile_step(
         output = _product(found.rounded, v, products.pv, products.pv_formats, held)
         output = output / schedule.weight_scale
     return Running(found.maximum, running.total * found.shrink + added, output)
+
+
+def _scores(q: jax.Array, keys: jax.Array, products: Products) -> jax.Array:
+    if products.qk is None:
+        # XLA copies keys to turn them, but not queries, which are few.
+        return _product(keys, q.swapaxes(-1, -2), None, None).swapaxes(-1, -2)
+    return _product(q, keys.swapaxes(-1, -2), products.qk, products.qk_formats)
 
 
 def weigh(scores: jax.Array, maximum: jax.Array, schedule: Schedule) -> Weighed:

@@ -12,9 +12,11 @@ from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
 from lowprec.kv.attention import Operands
+from lowprec.kv.checks import check_after_rope
 from lowprec.kv.codes import Fitted
 from lowprec.kv.method import Spec
-from lowprec.kv.pair import PairCache, PairSpec, checked_queries, query_places
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import PairCache, checked_queries, query_places
 from lowprec.kv.schedule import Schedule
 from lowprec.numerics.spec import check_spec
 
@@ -31,7 +33,7 @@ class BlockSelectionSpec(Spec):
     Attributes:
       name: the entry's name.
       family: `block_selection`.
-      store: the method that keeps all tokens.
+      store: the method that keeps all tokens, its keys after RoPE.
       pooled, stride: see above; `pooled` is a multiple of `stride`.
       block: tokens of a block, a multiple of `stride`.
       chosen: how many blocks a query sees.
@@ -70,6 +72,7 @@ class BlockSelectionSpec(Spec):
                 f"{what}: `chosen` = {self.chosen} must be at least `first` = {self.first} (0 or "
                 f"more) and `newest` = {self.newest} (1 or more) together"
             )
+        check_after_rope(what, self.store.name, self.store.before_rope)
 
     @property
     def calibrated(self) -> bool:

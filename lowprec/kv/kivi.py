@@ -1,7 +1,7 @@
 """The family `kivi`: keys by channel over groups of tokens, values by token."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, Self
 
 from lowprec.kv.codes import BlockCode
 from lowprec.kv.pair import PairSpec
@@ -38,6 +38,10 @@ class KiviSpec(PairSpec):
                 f"method {self.name!r}: residual = {self.residual} must be a multiple of group = "
                 f"{self.group}, which must be at least 1"
             )
+
+    def without_window(self) -> Self:
+        """See `Spec.without_window`."""
+        return dataclasses.replace(self, residual=0)
 
     def layouts(self) -> tuple[Layout, Layout]:
         """See `PairSpec.layouts`."""

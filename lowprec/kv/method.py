@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lowprec.kv.codes import Fitted
+from lowprec.numerics import html
 
 
 class Spec(abc.ABC):
@@ -242,6 +243,12 @@ class KVMethod:
         """
         kv_heads, dim = self.spec.usual_shape
         return self.bytes_per_token(layers=1, kv_heads=kv_heads, dim=dim)
+
+    def _repr_html_(self) -> str:
+        figures = {"bits_per_element": f"{self.bits_per_element():.4g}"}
+        if self.spec.calibrated:
+            figures["fitted"] = "not yet" if self.fitted is None else "yes"
+        return html.spec(self.spec, "kv", "kv", None, figures)
 
     def ready(self) -> Fitted:
         """What was fitted.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -155,7 +155,7 @@ class QjlSpec(PairSpec):
       group, outliers, size, outlier_size, seed: see `SignSketchCode`.
       values: a block of values, along a head's numbers.
       buffer: tokens that keys wait for until so many are coded together, and that stay exact among
-        values; a multiple of `group`.
+        values; a multiple of `group`, or 0 for the variant without a window.
     """
 
     name: str
@@ -170,12 +170,16 @@ class QjlSpec(PairSpec):
 
     def __post_init__(self) -> None:
         check_spec(f"method {self.name!r}", self)
-        if self.buffer < 1 or self.buffer % self.group:
+        if self.buffer < 0 or self.buffer % self.group:
             raise ValueError(
                 f"method {self.name!r}: buffer = {self.buffer} must be a multiple of group = "
-                f"{self.group}"
+                f"{self.group}, or 0"
             )
         self.layouts()
+
+    def without_window(self) -> Self:
+        """See `Spec.without_window`."""
+        return dataclasses.replace(self, buffer=0)
 
     def layouts(self) -> tuple[Layout, Layout]:
         """See `PairSpec.layouts`."""
@@ -188,6 +192,6 @@ class QjlSpec(PairSpec):
             seed=self.seed,
         )
         return (
-            Layout(code=keys, exact=exact, step=self.buffer),
+            Layout(code=keys, exact=exact, step=self.buffer or self.group),
             Layout(code=BlockCode(block=self.values), exact=exact, keep=self.buffer),
         )

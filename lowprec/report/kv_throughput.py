@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from lowprec.report import kv_throughput_best_figure as best_drawing
 from lowprec.report import kv_throughput_bound_figure as bound_drawing
 from lowprec.report import kv_throughput_figure as drawing
 from lowprec.report import kv_throughput_host_figure as host_drawing
@@ -81,7 +82,9 @@ def kv_throughput_section(results: Results) -> Section:
         note=(
             "What the bytes of a KV cache buy when decoding, from a model of each step's time: "
             "numbers of hardware that this project has not measured, to two digits and an "
-            "interval. Those of ratios set opposite ends against each other, and are the widest."
+            "interval. Bytes are those of the methods' arrays at each context, windows, sinks and "
+            "metadata included; layers that a method leaves in 16 bits are not counted as such. "
+            "Intervals of ratios set opposite ends against each other, and are the widest."
         ),
         command=str(record.get("command", "")),
         date=str(record.get("date", "")),
@@ -107,6 +110,7 @@ def kv_throughput_tables(frames: Frames) -> list[Table]:
 def _figures(frames: Frames) -> list[shown.Shown]:
     drawn = (
         ("published", "Published against modelled", "published", published_drawing.published),
+        ("best", "The fastest method", "throughput", best_drawing.best),
         ("context", "Tokens per second by context", "throughput", drawing.by_context),
         ("batch", "Tokens per second by batch", "throughput", drawing.by_batch),
         ("largest", "Largest batch", "throughput", drawing.largest_batches),
@@ -125,6 +129,7 @@ def _figures(frames: Frames) -> list[shown.Shown]:
 def _findings(frames: Frames, settings: Mapping[str, Any]) -> list[Finding]:
     told: list[tuple[str, Tell, Tell]] = [
         ("published", published_drawing.published_title, lambda frame: _fitted(frame, settings)),
+        ("throughput", best_drawing.best_title, _resolved_words),
         ("throughput", drawing.context_title, _best_words),
         ("throughput", drawing.batch_title, _one_words),
         ("attention", bound_drawing.bounds_title, _bound_words),
@@ -162,28 +167,8 @@ def _fitted(frame: pl.DataFrame, settings: Mapping[str, Any]) -> str:
     )
 
 
-def best_rows(frame: pl.DataFrame) -> pl.DataFrame:
-    """The method of most tokens per second at the largest batch, by device, model and context."""
-    keys = ["device", "architecture", "context"]
-    rows = drawing.at(frame, fill="largest").filter(pl.col("batch") > 0)
-    plain = drawing.at(rows, fill="largest").filter(pl.col("method").is_in(["bf16", "mla_bf16"]))
-    best = rows.sort("tokens_per_second", "bits_per_element", descending=[True, True]).unique(
-        keys, keep="first", maintain_order=True
-    )
-    near = rows.join(
-        best.select(*keys, top="tokens_per_second"), on=keys, maintain_order="left"
-    ).filter(pl.col("high") >= pl.col("top"))
-    tied = near.group_by(keys, maintain_order=True).agg(tied=pl.col("method"))
-    base = plain.select(*keys, plain="tokens_per_second")
-    return (
-        best.join(tied, on=keys, maintain_order="left")
-        .join(base, on=keys, how="left", maintain_order="left")
-        .sort("architecture", "device", "context")
-    )
-
-
 def _best_words(frame: pl.DataFrame) -> str:
-    rows = drawing.at(best_rows(frame), architecture=drawing.MODEL)
+    rows = drawing.at(best_drawing.best_rows(frame), architecture=drawing.MODEL)
     context = drawing.middle(frame)
     cells = [
         f"{drawing.title_of(row['device'])} {row['method']} "
@@ -191,6 +176,15 @@ def _best_words(frame: pl.DataFrame) -> str:
         for row in drawing.at(rows, context=context).to_dicts()
     ]
     return f"most tokens per second at the largest batch of {context:,}: {'; '.join(cells)}"
+
+
+def _resolved_words(frame: pl.DataFrame) -> str:
+    rows = drawing.at(best_drawing.best_rows(frame), architecture=drawing.MODEL)
+    alone = int((rows["tied"].list.len() == 1).sum())
+    return (
+        f"by throughput alone, whatever a method loses; in {alone} of {len(rows)} no other "
+        "method's interval overlaps that of the fastest"
+    )
 
 
 def _one_words(frame: pl.DataFrame) -> str:
@@ -252,15 +246,14 @@ def _published_table(frame: pl.DataFrame) -> Table:
         ("device", False, lambda row: drawing.title_of(row["device"])),
         ("figure", False, lambda row: row["figure"]),
         ("published", True, lambda row: f"{row['published']:g} {row['unit']}"),
-        ("modelled", True, lambda row: f"{row['predicted']:.2g}"
-         if row["predicted"] < 1e-3 else drawing.two(row["predicted"])),
+        ("modelled", True, lambda row: drawing.spanned(row, "predicted", "predicted")),
         ("published time, against it", True, lambda row: published_drawing.percent(row["miss"])),
         ("role", False, lambda row: row["role"]),
         ("note", False, lambda row: row["note"]),
         ("source", False, lambda row: row["source"]),
     ]  # fmt: skip
     note = "Of speedups modelled over published. What is shown alone counts in no interval."
-    return Table.of("published", "Published figures", note, columns, frame)
+    return Table.of("published", "Published and modelled figures", note, columns, frame)
 
 
 def _best_table(frame: pl.DataFrame) -> Table:
@@ -269,12 +262,12 @@ def _best_table(frame: pl.DataFrame) -> Table:
         ("device", False, lambda row: drawing.title_of(row["device"])),
         ("context", True, lambda row: f"{row['context']:,}"),
         ("most tokens/s", False, lambda row: row["method"]),
-        ("batch", True, lambda row: drawing.whole(row["batch"])),
-        ("tokens/s", True, lambda row: drawing.spanned(row, "tokens_per_second")),
-        ("times bf16", True, lambda row: drawing.two(row["tokens_per_second"] / row["plain"])
-         if row["plain"] else words.DASH),
+        ("bits/number", True, lambda row: words.number(row["bits_per_element"], 2)),
+        ("sequences", True, lambda row: drawing.whole(row["batch"])),
+        ("tokens/s, modelled", True, lambda row: drawing.spanned(row, "tokens_per_second")),
+        ("times bf16, modelled", True, _against_plain),
         ("bound", False, lambda row: row["bound"]),
-        ("not resolved from it", False, lambda row: ", ".join(
+        ("intervals that overlap it", False, lambda row: ", ".join(
             x for x in row["tied"] if x != row["method"]) or "none"),
     ]  # fmt: skip
     note = (
@@ -282,7 +275,17 @@ def _best_table(frame: pl.DataFrame) -> Table:
         "published. DeepSeek-V3: per device of 32 that share its weights, sequences of its own on "
         "each, what they send each other not counted. throughput.csv has all methods and batches."
     )
-    return Table.of("throughput", "The fastest method", note, columns, best_rows(frame))
+    return Table.of(
+        "throughput", "The fastest method, modelled", note, columns, best_drawing.best_rows(frame)
+    )
+
+
+def _against_plain(row: Row) -> str:
+    """A row's throughput over bfloat16's, with the widest interval; a dash where that is not."""
+    if not row["tokens_per_second_plain"]:
+        return words.DASH
+    names = ("tokens_per_second", "low", "high")
+    return drawing.times_words(row, {name: row[f"{name}_plain"] for name in names})
 
 
 def _forms_table(frame: pl.DataFrame) -> Table:
@@ -292,14 +295,18 @@ def _forms_table(frame: pl.DataFrame) -> Table:
         ("bytes", True, lambda row: words.number(row["bytes"], 0)),
         ("flop/byte", True, lambda row: drawing.two(row["intensity"])),
         ("ridge", True, lambda row: drawing.two(row["ridge"])),
-        ("memory, ns", True, lambda row: drawing.two(row["memory_ns"])),
-        ("tensor cores, ns", True, lambda row: drawing.two(row["products_ns"])),
-        ("dequantization, ns", True, lambda row: drawing.two(row["dequantization_ns"])),
+        ("memory, ns", True, lambda row: drawing.spanned(row, "memory_ns", "memory")),
+        ("tensor cores, ns", True, lambda row: drawing.spanned(row, "products_ns", "products")),
+        ("dequantization, ns", True, lambda row: drawing.spanned(
+            row, "dequantization_ns", "dequantization")),
         ("attention, ns", True, lambda row: drawing.spanned(row, "ns")),
         ("bound", False, lambda row: row["bound"] + ("" if row["resolved"] else ", not resolved")),
     ]  # fmt: skip
-    note = "DeepSeek-V3's 128 heads over one cached token of one layer; modelled."
-    return Table.of("forms", "Attention by what is cached", note, columns, frame)
+    note = (
+        "DeepSeek-V3's 128 heads over one cached token of one layer. Flop, bytes and ridge follow "
+        "from shapes and peaks: no rate is in them, and no interval."
+    )
+    return Table.of("forms", "Attention by what is cached, modelled", note, columns, frame)
 
 
 def _host_table(frame: pl.DataFrame) -> Table:
@@ -310,11 +317,11 @@ def _host_table(frame: pl.DataFrame) -> Table:
         ("cache", False, lambda row: row["arm"]),
         ("sequences", True, lambda row: drawing.whole(row["batch"])),
         ("in the host", True, lambda row: drawing.whole(row["away"])),
-        ("tokens/s", True, lambda row: drawing.spanned(row, "tokens_per_second")),
+        ("tokens/s, modelled", True, lambda row: drawing.spanned(row, "tokens_per_second")),
         ("bound", False, lambda row: row["bound"]),
     ]  # fmt: skip
-    note = "The best batch of each, of the host's those with sequences there; modelled."
-    return Table.of("host", "Device or host", note, columns, host_best(frame))
+    note = "The best batch of each, of the host's those with sequences there."
+    return Table.of("host", "Device or host, modelled", note, columns, host_best(frame))
 
 
 def _recompute_table(frame: pl.DataFrame) -> Table:
@@ -323,12 +330,13 @@ def _recompute_table(frame: pl.DataFrame) -> Table:
         ("link", False, lambda row: row["link"]),
         ("method", False, lambda row: row["method"]),
         ("prompt", True, lambda row: f"{row['tokens']:,}"),
-        ("fetch, s", True, lambda row: drawing.two(row["fetch_seconds"])),
-        ("compute, s", True, lambda row: drawing.two(row["recompute_seconds"])),
-        ("times", True, lambda row: drawing.spanned(row, "gain")),
-    ]
-    note = "Llama-3-8B; nothing else on the device or the link; modelled."
-    return Table.of("recompute", "Fetch or compute", note, columns, frame)
+        ("fetch, s, modelled", True, lambda row: drawing.spanned(row, "fetch_seconds", "fetch")),
+        ("compute, s, modelled", True, lambda row: drawing.spanned(
+            row, "recompute_seconds", "recompute")),
+        ("times, modelled", True, lambda row: drawing.spanned(row, "gain")),
+    ]  # fmt: skip
+    note = "Llama-3-8B; nothing else on the device or the link."
+    return Table.of("recompute", "Fetch or compute, modelled", note, columns, frame)
 
 
 def _constants_table(frame: pl.DataFrame) -> Table:

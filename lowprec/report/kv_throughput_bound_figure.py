@@ -58,10 +58,11 @@ def bounds(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None
         ]
         style.legend(figure, handles, narrow)
     sentence = (
-        "Llama-3-8B: nanoseconds of attention over one cached token of one layer, and below them "
-        "the interval. Full colour: no other term can be the longest with both anywhere in their "
-        "intervals; pale: not resolved. The H800 is as the H100. Cycles of dequantization are "
-        "counted for FP8 on Hopper and reasoned elsewhere, and are lower bounds. Modelled."
+        "Llama-3-8B: nanoseconds of attention over one cached token of one layer, of a cache of "
+        f"{frame['context'][0]:,} tokens, and below them the interval. Full colour: no other term "
+        "can be the longest with both anywhere in their intervals; pale: not resolved. The H800 is "
+        "as the H100. Cycles of dequantization are counted for FP8 on Hopper and reasoned "
+        "elsewhere, and are lower bounds. Modelled."
     )
     return style.Picture(figure=figure, title=title, sentence=sentence)
 
@@ -122,7 +123,7 @@ def forms(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
         right.set_ylim(len(names) - 0.5, -0.5)
         right.set_xscale("log")
         right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        right.set_xlabel("ns, modelled")
+        right.set_xlabel("ns a cached token and layer, modelled")
         handles = [style.handle(title_of(name), looks[name]) for name in COMPARED]
         style.legend(figure, handles, narrow)
     sentence = (

@@ -46,9 +46,16 @@ def whole(count: int) -> str:
     return words.number(two_digits(float(count)), 0)
 
 
-def spanned(row: Row, name: str) -> str:
-    """A column of a row with its interval, as `1,900 (1,200 to 2,000)`."""
-    return f"{two(row[name])} ({two(row['low'])} to {two(row['high'])})"
+def spanned(row: Row, name: str, term: str = "") -> str:
+    """A column of a row with its interval, as `1,900 (1,200 to 2,000)`.
+
+    Args:
+      row: of a table.
+      name: of the column.
+      term: what stands before `low` and `high` in the names of the interval's columns.
+    """
+    low, high = (row[f"{term}_{end}" if term else end] for end in ("low", "high"))
+    return f"{two(row[name])} ({two(low)} to {two(high)})"
 
 
 def times_words(top: Row, bottom: Row, name: str = "tokens_per_second") -> str:
@@ -82,7 +89,7 @@ def by_context(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | 
     title = context_title(frame)
     names = _methods(rows)
     with style.look(narrow):
-        figure = style.start(narrow, 7.0, 4.0 + 2.0 * len(found), title)
+        figure = style.start(narrow, 7.0, 4.0 + 2.0 * len(found), title, 92)
         grid = (len(found), 1) if narrow else (-(-len(found) // 3), 3)
         panels = figure.subplots(*grid, sharex=True, squeeze=False).ravel()
         for axes, device in zip(panels, found, strict=False):
@@ -189,7 +196,7 @@ def largest_batches(frame: pl.DataFrame, *, narrow: bool = False) -> style.Pictu
     title = _largest_title(rows, context)
     looks = style.styles(found)
     with style.look(narrow):
-        figure = style.start(narrow, 4.6, 5.4, title)
+        figure = style.start(narrow, 4.6, 5.4, title, 92)
         axes = figure.subplots()
         for name in found:
             some = at(rows, device=name).sort("bits_per_element")
@@ -198,7 +205,7 @@ def largest_batches(frame: pl.DataFrame, *, narrow: bool = False) -> style.Pictu
             )
         axes.set_yscale("log", base=2)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("bits an element, metadata included")
+        axes.set_xlabel(f"bits an element at {context:,} tokens, windows and metadata included")
         axes.set_ylabel("sequences that fit, modelled")
         handles = [style.handle(title_of(name), looks[name]) for name in found]
         style.legend(figure, handles, narrow)

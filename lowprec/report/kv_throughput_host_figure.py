@@ -28,7 +28,7 @@ def tiers(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | None:
     looks = style.styles(ARMS)
     with style.look(narrow):
         tall = len(found) * len(reads)
-        figure = style.start(narrow, 1.6 + 2.7 * len(reads), 3.0 + 2.0 * tall, title)
+        figure = style.start(narrow, 1.6 + 2.7 * len(reads), 3.0 + 2.0 * tall, title, 92)
         shape = (tall, 1) if narrow else (len(reads), len(found))
         panels = figure.subplots(*shape, sharex=True, squeeze=False).ravel()
         pairs = [(read, pair) for read in reads for pair in found]
@@ -125,12 +125,13 @@ def fetched(frame: pl.DataFrame, *, narrow: bool = False) -> style.Picture | Non
             axes.set_title(f"{title_of(device)}, {_link(link)}", loc="left")
             axes.set_xlabel("prompt, thousand tokens")
         for axes in panels[:: shape[1]]:
-            axes.set_ylabel("computing / fetching")
+            axes.set_ylabel("computing / fetching, modelled")
         style.legend(figure, [style.handle(name, looks[name]) for name in names], narrow)
     sentence = (
         "Llama-3-8B: the time of computing a prompt's cache over that of fetching it from the "
         "host. Bars: products as slow as FlashMLA's slowest, the link as fast as specified. "
-        "Modelled; vLLM publishes 2 to 22 times for bf16 on an H100, decoding a token included."
+        "KIVI's window of 16-bit tokens weighs in a short prompt. Modelled; vLLM publishes 2 to 22 "
+        "times for bf16 on an H100, decoding a token included."
     )
     return style.Picture(figure=figure, title=title, sentence=sentence)
 

@@ -23,6 +23,7 @@ from lowprec.report.formats import read_formats
 from lowprec.report.formats_section import format_section
 from lowprec.report.gemm_recipes import read_recipes
 from lowprec.report.kv import read_kv
+from lowprec.report.kv_speed import read_kv_speed
 from lowprec.report.kv_throughput import read_kv_throughput
 from lowprec.report.ledger import read_ledger
 from lowprec.report.prepare import read_prepare
@@ -109,6 +110,7 @@ def experiments(out: Path) -> list[Section]:
         read_kv_throughput(out / "kv_throughput"),
         read_speed(out / "throughput"),
         read_recipe_speed(out / "throughput" / "recipes"),
+        read_kv_speed(out / "throughput" / "kv"),
     )
     return [section for section in found if section is not None]
 

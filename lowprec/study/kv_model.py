@@ -1,6 +1,7 @@
 """A model whose caches are kept by a method: how much held-out loss that costs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -8,15 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.kv import KVMethod, Rope
+from lowprec.kv.kvquant import KVQuantSpec
 from lowprec.kv.pair import PairSpec
 from lowprec.kv.teacher import teacher_forced
 from lowprec.models.capture import capture_key_values
 from lowprec.models.corpus import Windows
 from lowprec.models.decoding import decoded_logits
+from lowprec.models.key_value_gradients import key_value_gradients
 from lowprec.models.transformer import TransformerConfig, forward
 from lowprec.study.intervals import paired_interval
 from lowprec.study.kv_rows import KvModelRow
-from lowprec.study.kv_tensors import bits_of, choosing
+from lowprec.study.kv_tensors import bits_of, choosing, exempt
 from lowprec.study.model import Predictions
 
 Mode = Literal["before_use", "exact_prefill"]
@@ -29,24 +32,35 @@ def fitted_by_layer(
 ) -> KVMethod:
     """The method fitted to every layer's keys and values, its arrays stacked by layer.
 
+    KVQuant is fitted as published: with the squared gradients of the loss as weights.
+
     Args:
       text: (windows, tokens) integers of the calibrate part.
     """
     if not method.spec.calibrated:
         return method
-    windows = [capture_key_values(params, jnp.asarray(row), config) for row in text]
-    layers = []
-    for number in range(config.layers):
-        own = [window[number] for window in windows]
-        samples = [
-            {
-                name: np.asarray(getattr(x, name), np.float32)[None]
-                for name in ("k", "v", "k_before_rope")
-            }
-            for x in own
-        ]
-        layers.append(method.fit(samples))
+    weighted = isinstance(method.spec, KVQuantSpec)
+    windows = [_samples(params, jnp.asarray(row), config, weighted) for row in text]
+    layers = [method.fit(samples) for samples in zip(*windows, strict=True)]
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *layers)
+
+
+def _samples(
+    params: Any, tokens: jax.Array, config: TransformerConfig, weighted: bool
+) -> list[dict[str, np.ndarray]]:
+    """What methods are fitted to, of every layer for one sequence (tokens,)."""
+    samples = [
+        {
+            name: np.asarray(getattr(x, name), np.float32)[None]
+            for name in ("k", "v", "k_before_rope")
+        }
+        for x in capture_key_values(params, tokens, config)
+    ]
+    if weighted:
+        gradients = key_value_gradients(params, tokens, config)
+        for sample, *own in zip(samples, *(np.asarray(x) for x in gradients), strict=True):
+            sample |= {name: x[None] for name, x in zip(("k_grad", "v_grad"), own, strict=True)}
+    return samples
 
 
 def predict(
@@ -66,15 +80,18 @@ def predict(
     """
     rope = Rope(theta=config.rope_theta)
     budget = choosing(method, round(kept * prompt), rope).get("budget")
-    rows = []
-    padded = -len(text.tokens) % BATCH
-    tokens = np.pad(text.tokens, [(0, padded), (0, 0)])
-    for start in range(0, len(tokens), BATCH):
-        batch = jnp.asarray(tokens[start : start + BATCH])
-        rows.append(
-            np.asarray(_log_probabilities(params, batch, method, config, mode, prompt, budget))
-        )
-    every = np.concatenate(rows)[: len(text.tokens)]
+    return predictions(
+        text, lambda x: log_probabilities(params, x, method, config, mode, prompt, budget), prompt
+    )
+
+
+def predictions(text: Windows, score: Callable[[jax.Array], jax.Array], prompt: int) -> Predictions:
+    """What is said of the bytes behind `prompt` tokens of every window.
+
+    Args:
+      score: (windows, tokens) integers to logarithms of probabilities, (..., vocabulary).
+    """
+    every = in_batches(score, text.tokens)
     mask = text.mask.copy()
     mask[:, : prompt - 1] = False
     return Predictions(
@@ -84,8 +101,16 @@ def predict(
     )
 
 
+def in_batches(score: Callable[[jax.Array], jax.Array], tokens: np.ndarray) -> np.ndarray:
+    """`score` of (windows, tokens), a few windows at a time."""
+    padded = np.pad(tokens, [(0, -len(tokens) % BATCH), (0, 0)])
+    starts = range(0, len(padded), BATCH)
+    rows = [np.asarray(score(jnp.asarray(padded[start : start + BATCH]))) for start in starts]
+    return np.concatenate(rows)[: len(tokens)]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "mode", "prompt", "budget"))
-def _log_probabilities(
+def log_probabilities(
     params: Any,
     tokens: jax.Array,
     method: KVMethod,
@@ -94,6 +119,13 @@ def _log_probabilities(
     prompt: int,
     budget: int | None,
 ) -> jax.Array:
+    """Of every next byte of tokens (windows, tokens), through the method's caches, float32.
+
+    Args:
+      prompt: tokens of a prompt that see each other exactly, in mode `exact_prefill` and where a
+        method is decoded token by token.
+      budget: tokens that a method which chooses keeps.
+    """
     if not isinstance(method.spec, PairSpec):
         logits = decoded_logits(params, tokens, config, method, prompt=prompt, budget=budget)
         return jax.nn.log_softmax(logits, axis=-1)
@@ -125,6 +157,20 @@ def model_row(
       seed: of the bootstrap.
       given: what the method's `init` was given beside sizes.
     """
+    size = bits_of(method, config.kv_heads, config.head_dim, config.context, given)
+    return KvModelRow(
+        method=f"kv:{method.name}",
+        mode=mode,
+        bits=size,
+        bytes_per_token=size / 8 * config.layers * 2 * config.kv_heads * config.head_dim,
+        exempt=exempt(method, config.context, given),
+        context=config.context,
+        **lost(baseline, other, seed=seed),
+    )
+
+
+def lost(baseline: Predictions, other: Predictions, *, seed: int) -> dict[str, Any]:
+    """What other predictions of the same bytes lose, as `KvModelRow` has it."""
     index = np.arange(baseline.targets.size)
     p, q = (x.log_probabilities.astype(np.float64) for x in (baseline, other))
     bits = [-x[index, baseline.targets] / np.log(2.0) for x in (p, q)]
@@ -134,18 +180,14 @@ def model_row(
     scored = weight > 0
     increase, low, high = paired_interval(difference[scored], weight[scored], seed=seed)
     divergence = np.sum(np.exp(p) * (p - q), axis=-1)
-    return KvModelRow(
-        method=f"kv:{method.name}",
-        mode=mode,
-        bits=bits_of(method, config.kv_heads, config.head_dim, config.context, given),
-        context=config.context,
-        bits_per_byte=float(np.mean(bits[1])),
-        increase=increase,
-        low=low,
-        high=high,
-        kl_median=float(np.median(divergence)),
-        kl_percentile_99=float(np.quantile(divergence, 0.99)),
-        top1_agreement=float(np.mean(np.argmax(p, axis=-1) == np.argmax(q, axis=-1))),
-        documents=int(scored.sum()),
-        bytes=int(weight.sum()),
-    )
+    return {
+        "bits_per_byte": float(np.mean(bits[1])),
+        "increase": increase,
+        "low": low,
+        "high": high,
+        "kl_median": float(np.median(divergence)),
+        "kl_percentile_99": float(np.quantile(divergence, 0.99)),
+        "top1_agreement": float(np.mean(np.argmax(p, axis=-1) == np.argmax(q, axis=-1))),
+        "documents": int(scored.sum()),
+        "bytes": int(weight.sum()),
+    }

@@ -10,6 +10,8 @@ class CacheRow:
     Attributes:
       method: `kv:NAME`.
       family: of the method.
+      window_0_of: the method, likewise, that this one is without its window of exact tokens; None
+        of all others.
       bits: bits of a number, codes and their metadata alone.
       bits_at_length: with windows, sinks and padding, in a cache of `length` tokens.
       length: of that cache.
@@ -22,6 +24,7 @@ class CacheRow:
 
     method: str
     family: str
+    window_0_of: str | None
     bits: float
     bits_at_length: float
     length: int
@@ -40,6 +43,7 @@ class TensorRow:
       sample: the layer, or the seed.
       tokens: of the cache.
       bits: in a cache of that length.
+      exempt: the share of its tokens that stay in 16 bits, the mean of keys and values.
       keys, values: relative Frobenius errors of what is read; None where tokens are gone.
       scores: root mean square error of scaled scores; None without queries or keys.
       divergence: mean Kullback-Leibler divergence of attention's weights, nats; None as well.
@@ -52,6 +56,7 @@ class TensorRow:
     sample: str
     tokens: int
     bits: float
+    exempt: float
     keys: float | None
     values: float | None
     scores: float | None
@@ -69,6 +74,8 @@ class KvModelRow:
       mode: `before_use`: every token sees what its cache holds by then; `exact_prefill`: the
         prompt's tokens see each other exactly, and later ones are scored.
       bits: of a number in a cache of `context` tokens.
+      bytes_per_token: in all layers of the model, in such a cache.
+      exempt: the share of its tokens that stay in 16 bits, the mean of keys and values.
       context: tokens of a window.
       bits_per_byte: of held-out text.
       increase, low, high: of it over bf16's, paired by document, with a 95 % interval.
@@ -80,6 +87,8 @@ class KvModelRow:
     method: str
     mode: str
     bits: float
+    bytes_per_token: float
+    exempt: float
     context: int
     bits_per_byte: float
     increase: float

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lowprec.kv import Rope
-from lowprec.models.checkpoint import default_checkpoint, load_checkpoint
+from lowprec.models.checkpoint import (
+    default_checkpoint,
+    load_checkpoint,
+    load_latent_checkpoint,
+)
+from lowprec.models.copy_spans import planted_keys
 from lowprec.models.corpus import Windows, load_held_out, windows
 from lowprec.models.key_values import MEMBERS, KeyValueSample, load_key_values
 from lowprec.models.synthetic_kv import SyntheticKV, generate
@@ -16,6 +21,9 @@ from lowprec.study.kv_compare import Source, Text, captured_samples
 
 HELD_OUT = "held_out.jsonl"
 """The text beside the checkpoint."""
+
+GQA, MLA = "byte_gqa", "byte_mla"
+"""The checkpoints of the two models."""
 
 ROPE_ERROR = 0.02
 """Largest relative difference of keys after RoPE from those before it, turned: rounding both to
@@ -30,24 +38,52 @@ def spread(text: Windows, count: int) -> Windows:
     )
 
 
-def small_model_text(*, scored: int, calibration: int, prompt: int) -> Text:
-    """The committed model, windows of the part `report` to score, of `calibrate` to fit to.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyQuestions:
+    """Which planted keys are asked for: see `planted_keys`."""
+
+    distances: Sequence[int]
+    cases: int
+    digits: int
+    seed: int
+
+
+def small_model_text(
+    *,
+    scored: int,
+    calibration: int,
+    prompt: int,
+    model: str = GQA,
+    keys: KeyQuestions | None = None,
+) -> Text:
+    """A committed model, windows of the part `report` to score, of `calibrate` to fit to.
+
+    Args:
+      scored, calibration: windows, evenly spread.
+      prompt: tokens of a window that are not scored.
+      model: `byte_gqa` or `byte_mla`.
+      keys: what is asked for in text of the part `report`; None for nothing.
 
     Raises:
       FileNotFoundError: lowprec runs without its repository.
     """
-    checkpoint = default_checkpoint()
-    params, shape = load_checkpoint(checkpoint)
-    parts = {
-        name: windows(load_held_out(checkpoint.with_name(HELD_OUT), name), shape.context)
+    checkpoint = default_checkpoint(model)
+    params, shape = (load_latent_checkpoint if model == MLA else load_checkpoint)(checkpoint)
+    documents = {
+        name: load_held_out(checkpoint.with_name(HELD_OUT), name)
         for name in ("calibrate", "report")
     }
+    parts = {name: windows(x, shape.context) for name, x in documents.items()}
+    asked = None
+    if keys is not None:
+        asked = planted_keys(documents["report"], length=shape.context, **dataclasses.asdict(keys))
     return Text(
         params=params,
         config=shape,
         calibration=spread(parts["calibrate"], calibration).tokens,
         scored=spread(parts["report"], scored),
         prompt=prompt,
+        asked=asked,
     )
 
 
@@ -57,14 +93,14 @@ def captured_source(text: Text, count: int) -> Source:
     Methods are fitted to the same layer's on the windows to fit to.
     """
     chosen = spread(text.scored, count).tokens
-    fitting = [captured_samples(text.params, row, text.config) for row in text.calibration]
+    fitting = [captured_samples(text.params, row, text.shape) for row in text.calibration]
     samples, calibration = [], {}
     for number, row in enumerate(chosen):
-        for layer, sample in enumerate(captured_samples(text.params, row, text.config)):
+        for layer, sample in enumerate(captured_samples(text.params, row, text.shape)):
             name = f"{sample.layer} of window {number}"
             samples.append(dataclasses.replace(sample, layer=name))
             calibration[name] = [layers[layer] for layers in fitting]
-    rope = Rope(theta=text.config.rope_theta)
+    rope = Rope(theta=text.shape.rope_theta)
     return Source(name="captured", samples=samples, calibration=calibration, rope=rope)
 
 

@@ -1,7 +1,7 @@
 """KV methods on keys, values and queries: what is read back, and what attention makes of it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from lowprec.kv import KVMethod, Rope
 from lowprec.kv.expected_attention import ExpectedAttention
-from lowprec.kv.pair import PairSpec, array_bytes
+from lowprec.kv.latent import LatentSpec
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import array_bytes
 from lowprec.kv.selection import SelectionSpec
 from lowprec.metrics import relative_frobenius
 from lowprec.models.key_values import KeyValueSample
@@ -23,34 +25,66 @@ QUERIES = 64
 HEADS, DIM, LAYERS, LENGTH = 8, 128, 32, 32768
 
 
-def cache_row(method: KVMethod) -> CacheRow:
+def cache_row(method: KVMethod, window_0_of: str | None = None) -> CacheRow:
     """A method's sizes in a cache of 32768 tokens of 8 heads of 128 numbers.
 
     A latent method's are of one head, the latent and rotary key of its source.
+
+    Args:
+      method: any.
+      window_0_of: the name of the method that this one is without its window, if it is one.
     """
     heads, dim = method.spec.usual_shape if method.latent else (HEADS, DIM)
     shape = {"kv_heads": heads, "dim": dim}
-    whole = method.bytes_per_token(layers=1, **shape, length=LENGTH) * LENGTH
     llama = None if method.latent else method.bytes_per_token(layers=LAYERS, **shape)
     return CacheRow(
         method=f"kv:{method.name}",
         family=getattr(method.spec, "family", ""),
+        window_0_of=None if window_0_of is None else f"kv:{window_0_of}",
         bits=method.bits_per_element(**shape),
         bits_at_length=method.bits_per_element(LENGTH, **shape),
         length=LENGTH,
         exempt=exempt(method, LENGTH),
         bytes_llama_3_8b=llama,
-        measured=round(whole),
+        measured=allocated(method, heads, dim, LENGTH),
     )
 
 
-def exempt(method: KVMethod, length: int) -> float:
-    """The share of what is kept of `length` tokens that stays in 16 bits, as windows and sinks."""
+def allocated(method: KVMethod, heads: int, dim: int, tokens: int) -> int:
+    """Bytes of the arrays of a cache that is really made for so many tokens, and given back.
+
+    Args:
+      method: any; nothing need be fitted. A latent method has one head.
+      heads, dim, tokens: of the cache; of a latent method dim is its latent and its rotary key.
+    """
+    spec = getattr(method.spec, "base", method.spec)
+    shape = (heads, dim)
+    if isinstance(spec, LatentSpec):
+        shape = (dim - spec.rope_dim, spec.rope_dim)
+    cache = method.spec.init({}, 1, *shape, tokens)
+    # Lengths are single numbers, and no cost of a token.
+    arrays = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim]
+    total = sum(array.nbytes for array in arrays)
+    for array in arrays:
+        array.delete()
+    return total
+
+
+def exempt(method: KVMethod, length: int, given: Mapping[str, Any] | None = None) -> float:
+    """The share of what is kept of `length` tokens that stays in 16 bits, as windows and sinks.
+
+    Args:
+      method: any; 0 of those without windows, a cache that is 16 bits throughout among them.
+      length: tokens.
+      given: what `init` is given beside sizes.
+    """
     spec = getattr(method.spec, "store", method.spec)
     if not isinstance(spec, PairSpec):
         return 0.0
     if isinstance(method.spec, SelectionSpec):
-        length = jax.eval_shape(lambda: method.spec.init({}, 1, HEADS, DIM, length)).capacity
+        options = given or {}
+        cache = jax.eval_shape(lambda: method.spec.init({}, 1, HEADS, DIM, length, **options))
+        length = cache.capacity
     shares = []
     for layout in spec.layouts():
         waiting = length - int(layout.boundary(jnp.int32(length)))
@@ -115,9 +149,8 @@ def choosing(method: KVMethod, budget: int, rope: Rope | None) -> dict[str, Any]
     """
     if not isinstance(method.spec, SelectionSpec):
         return {}
-    rule = method.spec.rule
-    looks = isinstance(rule, ExpectedAttention)
-    return {"budget": max(1, rule.always, budget)} | ({"rope": rope} if looks else {})
+    looks = isinstance(method.spec.rule, ExpectedAttention)
+    return {"budget": method.spec.raised(budget)} | ({"rope": rope} if looks else {})
 
 
 def bits_of(method: KVMethod, heads: int, dim: int, tokens: int, given: dict[str, Any]) -> float:
@@ -166,6 +199,7 @@ def _row(
         sample=sample.layer,
         tokens=tokens,
         bits=bits_of(method, sample.k.shape[1], sample.k.shape[3], tokens, given),
+        exempt=exempt(method, tokens, given),
         keys=None if k is None else relative_frobenius(np.asarray(k), sample.k),
         values=None if v is None else relative_frobenius(np.asarray(v), sample.v),
         scores=scores,

@@ -63,7 +63,8 @@ class HostRow:
 class RecomputeRow:
     """A prompt's cache fetched from the host, or computed again.
 
-    `gain` is the time of computing over that of fetching, with its interval.
+    `gain` is the time of computing over that of fetching, with its interval; both times have
+    theirs.
     """
 
     device: str
@@ -72,7 +73,11 @@ class RecomputeRow:
     method: str
     tokens: int
     fetch_seconds: float
+    fetch_low: float
+    fetch_high: float
     recompute_seconds: float
+    recompute_low: float
+    recompute_high: float
     gain: float
     low: float
     high: float
@@ -90,7 +95,7 @@ def host_rows(
 ) -> Iterator[HostRow]:
     """All on the device, plain and compressed; and plain with more in the host, sent both ways."""
     plain = plain_cache(architecture)
-    small = [cost(method, architecture, device) for method in compressed]
+    small = [cost(method, architecture, device, context) for method in compressed]
     fits = largest_batch(device, architecture, plain, context=context)
     spare = int(link.host_gigabytes.value * 1e9 // cache_bytes(architecture, plain, context))
     arms: list[tuple[CacheCost, CacheCost | None]] = [(cache, None) for cache in (plain, *small)]
@@ -135,8 +140,8 @@ def recompute_rows(
 ) -> Iterator[RecomputeRow]:
     """Fetching a prompt's cache against computing it, by method and length."""
     for method in found:
-        cache = cost(method, architecture, device)
         for tokens in prompts:
+            cache = cost(method, architecture, device, tokens)
             fetched = fetch_seconds(link, architecture, cache, tokens=tokens)
             computed = recompute_seconds(device, architecture, fitted.rates, tokens=tokens)
             products = fitted.ranges.products
@@ -147,7 +152,11 @@ def recompute_rows(
                 method=method.name,
                 tokens=tokens,
                 fetch_seconds=two_digits(fetched),
+                fetch_low=two_digits(fetched * link.fastest),
+                fetch_high=two_digits(fetched),
                 recompute_seconds=two_digits(computed),
+                recompute_low=two_digits(computed * products[0]),
+                recompute_high=two_digits(computed * products[1]),
                 gain=two_digits(computed / fetched),
                 low=two_digits(computed * products[0] / fetched),
                 high=two_digits(computed * products[1] / (fetched * link.fastest)),

@@ -1,12 +1,15 @@
 """The section on modelled throughput: tables there and back, titles, what is committed."""
 
 import dataclasses
+import re
 import tomllib
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from lowprec.kv import get_kv_method
+from lowprec.report import kv_throughput_best_figure as best_drawing
 from lowprec.report import kv_throughput_bound_figure as bound_drawing
 from lowprec.report import kv_throughput_figure as drawing
 from lowprec.report import kv_throughput_host_figure as host_drawing
@@ -15,7 +18,6 @@ from lowprec.report import stored, style, words
 from lowprec.report.kv_throughput import (
     TABLES,
     Results,
-    best_rows,
     host_best,
     kv_throughput_section,
     kv_throughput_tables,
@@ -31,6 +33,7 @@ from lowprec.throughput.fit import fit
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "reports" / "kv_throughput"
 CONFIG = tomllib.loads((ROOT / "experiments" / "kv_throughput.toml").read_text())
+INTERVAL = re.compile(r"(\S+) \((\S+) to (\S+)\)")
 RECORD = {
     "command": "python experiments/kv_throughput.py",
     "date": "2026-01-02",
@@ -53,14 +56,16 @@ def results() -> Results:
         )
     ]
     attention = [
-        study.attention_row(device, llama, study.cost(x, llama, device), fitted)
+        study.attention_row(
+            device, llama, study.cost(x, llama, device, 32768), fitted, context=32768
+        )
         for device in devices
         for x in found
     ]
     forms = [
         row
         for name in ("h800", "h20")
-        for row in study.form_rows(CONFIG["form"], get_device(name), fitted)
+        for row in study.form_rows(CONFIG["form"], get_device(name), fitted, context=32768)
     ]
     pair = devices[0], get_link("pcie_5"), llama
     tiers = [
@@ -80,13 +85,18 @@ def results() -> Results:
     )
 
 
+def digits(text: str) -> int:
+    """Significant ones, zeros at the ends of a whole number not counted."""
+    return len(text.replace(",", "").replace(".", "").lstrip("0").rstrip("0"))
+
+
 @pytest.mark.slow
 def test_there_and_back(results: Results, tmp_path: Path) -> None:
     assert read_kv_throughput(tmp_path) is None
     written = write_kv_throughput(results, tmp_path)
     found = read_kv_throughput(tmp_path)
     assert found == written and found is not None
-    assert len(found.figures) == len(list((tmp_path / "figures").iterdir())) == 8
+    assert len(found.figures) == len(list((tmp_path / "figures").iterdir())) == 9
     for figure in found.figures:
         assert figure.name.startswith("kv_throughput_")
         assert "odelled" in figure.wide and "odelled" in figure.narrow
@@ -104,6 +114,7 @@ def test_no_rows_no_figure_and_no_finding() -> None:
 def titles(results: Results) -> dict[str, str]:
     frames = results.frames
     return {
+        "best": best_drawing.best_title(frames["throughput"]),
         "context": drawing.context_title(frames["throughput"]),
         "batch": drawing.batch_title(frames["throughput"]),
         "bounds": bound_drawing.bounds_title(frames["attention"]),
@@ -146,20 +157,50 @@ def test_numbers_have_two_digits_and_an_interval(results: Results) -> None:
     row = {"tokens_per_second": 1865.0, "low": 1234.0, "high": 2049.0}
     assert drawing.spanned(row, "tokens_per_second") == "1,900 (1,200 to 2,000)"
     found = kv_throughput_tables(results.frames)
-    table = next(x for x in found if x.name == "throughput")
-    column = [heading for heading, _ in table.columns].index("tokens/s")
-    assert table.rows and all(" to " in row[column] for row in table.rows)
+    modelled = 0
+    for table in found:
+        for column, (heading, _) in enumerate(table.columns):
+            if "modelled" in heading or heading.endswith(", ns"):
+                modelled += 1
+                assert "odelled" in heading + table.title and table.rows
+                for cell in (row[column] for row in table.rows):
+                    found = INTERVAL.fullmatch(cell)
+                    assert found is not None and all(digits(x) <= 2 for x in found.groups()), cell
+    assert modelled == 11
+    assert [digits(x) for x in ("1,900", "0.0047", "1.85", "128,000")] == [2, 2, 3, 3]
 
 
 def test_what_is_best_is_best(results: Results) -> None:
     frame = results.frames["throughput"]
-    best = best_rows(frame)
+    best = best_drawing.best_rows(frame)
     assert len(best) == 4
     for row in best.to_dicts():
         some = drawing.at(frame, device=row["device"], context=row["context"], fill="largest")
         assert row["tokens_per_second"] == some["tokens_per_second"].max()
         assert row["method"] in row["tied"]
-        assert row["plain"] == drawing.at(some, method="bf16")["tokens_per_second"][0]
+        (plain,) = drawing.at(some, method="bf16").to_dicts()
+        assert row["tokens_per_second_plain"] == plain["tokens_per_second"]
+        assert (row["low_plain"], row["high_plain"]) == (plain["low"], plain["high"])
+        assert (some["high"] >= row["low"]).sum() == len(row["tied"])
+    faster = [row["low"] > row["high_plain"] for row in best.to_dicts()]
+    assert best_drawing.beats_plain(best) == sum(faster)
+    alone = best.with_columns(high_plain=pl.lit(None, dtype=pl.Float64))
+    assert best_drawing.beats_plain(alone) == len(best)
+
+
+def test_the_matrix_of_the_fastest_names_them(results: Results) -> None:
+    frame = results.frames["throughput"]
+    picture = best_drawing.best(frame)
+    assert picture is not None
+    (axes,) = picture.figure.axes
+    cells = [text.get_text().split("\n") for text in axes.texts]
+    best = best_drawing.best_rows(frame).to_dicts()
+    assert [cell[0] for cell in cells] == [row["method"] for row in best]
+    assert [cell[1] for cell in cells] == [drawing.two(row["tokens_per_second"]) for row in best]
+    assert [patch.get_alpha() == best_drawing.SOLID for patch in axes.patches] == [
+        row["low"] > row["high_plain"] for row in best
+    ]
+    assert axes.get_xlabel() == "context, thousand tokens"
 
 
 def test_arms_of_the_host(results: Results) -> None:
@@ -193,9 +234,19 @@ def test_committed_tables_are_what_the_model_gives() -> None:
     forms = [
         row
         for name in CONFIG["devices"]
-        for row in study.form_rows(CONFIG["form"], get_device(name), fitted)
+        for row in study.form_rows(
+            CONFIG["form"], get_device(name), fitted, context=CONFIG["batch_context"]
+        )
     ]
     assert committed("forms").equals(stored.frame(forms, study.AttentionRow))
+
+
+def test_committed_bits_are_those_of_the_catalogue() -> None:
+    rows = committed("throughput").filter(pl.col("architecture") == "llama_3_8b")
+    for name, context in (("kivi_2bit", 1024), ("kivi_2bit", 131072), ("kvquant_3bit", 2048)):
+        wanted = get_kv_method(name).bits_per_element(context)
+        found = drawing.at(rows, method=name, context=context)["bits_per_element"]
+        assert len(found) and found.unique().to_list() == [round(wanted, 3)]
 
 
 def test_committed_rows_are_of_every_device_and_hold_their_intervals() -> None:

@@ -10,16 +10,34 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lowprec.kv import KVMethod, Rope, get_kv_method
+from lowprec.kv import KVMethod, Rope, get_kv_method, list_kv_methods
 from lowprec.kv.blocks import BlocksSpec
 from lowprec.kv.codes import Fitted
+from lowprec.models.capture import capture_key_values
 from lowprec.models.corpus import Windows
+from lowprec.models.key_value_gradients import key_value_gradients
 from lowprec.models.key_values import KeyValueSample
 from lowprec.models.parameters import TransformerConfig
 from lowprec.numerics.format import get_format
-from lowprec.study.kv_compare import KvCollected, Source, Text, captured_samples, compare_kv
+from lowprec.study.kv_compare import (
+    KvCollected,
+    Source,
+    Text,
+    captured_samples,
+    compare_kv,
+    with_window_0,
+)
+from lowprec.study.kv_model import fitted_by_layer
 from lowprec.study.kv_sources import file_source, halves, synthetic_source
-from lowprec.study.kv_tensors import bits_of, cache_row, choosing, lacking, tensor_rows
+from lowprec.study.kv_tensors import (
+    allocated,
+    bits_of,
+    cache_row,
+    choosing,
+    exempt,
+    lacking,
+    tensor_rows,
+)
 from tests.models.random_parameters import random_parameters
 
 HEADS, KV_HEADS, TOKENS, DIM = 4, 2, 10, 16
@@ -29,12 +47,14 @@ CONFIG = TransformerConfig(
 )
 
 
-def sample(tokens: int = TOKENS, seed: int = 0, layer: str = "one") -> KeyValueSample:
+def sample(
+    tokens: int = TOKENS, seed: int = 0, layer: str = "one", dim: int = DIM
+) -> KeyValueSample:
     """Keys with a large channel, values and queries; before RoPE and after it."""
     rng = np.random.default_rng(seed)
-    k, v = (rng.normal(size=(1, KV_HEADS, tokens, DIM)).astype(np.float32) for _ in "kv")
+    k, v = (rng.normal(size=(1, KV_HEADS, tokens, dim)).astype(np.float32) for _ in "kv")
     k[..., 3] += 8
-    q = rng.normal(size=(1, HEADS, tokens, DIM)).astype(np.float32)
+    q = rng.normal(size=(1, HEADS, tokens, dim)).astype(np.float32)
     places = jnp.arange(tokens)
     given = {"k": jnp.asarray(k), "q": jnp.asarray(q)}
     after = {name: np.asarray(Rope().turn(x, places)) for name, x in given.items()}
@@ -113,10 +133,33 @@ def test_sizes_are_those_of_real_arrays(name: str) -> None:
     method = get_kv_method(name)
     row = cache_row(method)
     cache = method.init(1, 8, 128, row.length)
-    assert row.measured == cache.nbytes
+    assert row.measured == cache.nbytes == allocated(method, 8, 128, row.length)
     assert row.bits_at_length == pytest.approx(8 * cache.nbytes / (2 * 8 * 128 * row.length))
     assert bits_of(method, 8, 128, row.length, {}) == pytest.approx(row.bits_at_length)
     assert row.bytes_llama_3_8b == pytest.approx(32 * 2 * 8 * 128 * row.bits / 8)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boasting(BlocksSpec):
+    """Says that it takes nothing."""
+
+    def nbytes(self, fitted: Fitted, *, kv_heads: int, dim: int, length: int | None) -> float:
+        return 0.0
+
+
+def test_what_is_measured_is_no_formula() -> None:
+    half = get_format("bfloat16")
+    row = cache_row(KVMethod(spec=Boasting(name="boasting", keys=half, values=half)))
+    assert (row.bits, row.bits_at_length, row.measured) == (0, 0, 2 * 2 * 8 * 128 * 32768)
+
+
+@pytest.mark.parametrize("name", ["mla_fp8_656", "dsa", "fp8_head", "h2o", "nsa"])
+def test_any_method_is_allocated(name: str) -> None:
+    method = get_kv_method(name)
+    heads, dim = method.spec.usual_shape if method.latent else (2, 64)
+    shape = {"kv_heads": heads, "dim": dim}
+    whole = method.bytes_per_token(layers=1, **shape, length=96) * 96
+    assert allocated(method, heads, dim, 96) == whole
 
 
 def test_a_latent_method_counts_its_latent() -> None:
@@ -130,6 +173,48 @@ def test_windows_are_exempt() -> None:
         (128 + 129) / 2 / 32768, abs=1e-12
     )
     assert cache_row(PLAIN).exempt == 0
+    # Of 300 tokens SnapKV keeps 200 here, of which 72 keys wait and 129 values are exact.
+    chosen = get_kv_method("snapkv_kivi_2bit")
+    assert exempt(chosen, 300, {"budget": 200}) == pytest.approx((72 + 129) / 2 / 200)
+
+
+def test_every_window_has_a_variant_without_it() -> None:
+    pairs = with_window_0(list_kv_methods())
+    names = [method.name for method, _ in pairs]
+    assert len(set(names)) == len(names) and set(list_kv_methods()) <= set(names)
+    origin = {method.name: of for method, of in pairs if of is not None}
+    windowed = {method.name for method, _ in pairs if exempt(method, 1024)}
+    assert windowed == set(origin.values()) >= {"kivi_2bit", "kvquant_3bit", "qjl"}
+    # The catalogue's own entry stands for itself, in whichever order.
+    assert origin["kivi_2bit_w0"] == "kivi_2bit" and "kivi_2bit, window 0" not in names
+    given = with_window_0(["kivi_2bit_w0", "kivi_2bit"])
+    assert [of for _, of in given] == ["kivi_2bit", None]
+    both = {method.name: method for method, _ in pairs}
+    assert all(names.index(bare) > names.index(whole) for bare, whole in origin.items())
+    for whole in ("kvquant_3bit", "qjl"):
+        bare = both[f"{whole}, window 0"]
+        assert bare.bits_per_element() == both[whole].bits_per_element()
+        assert bare.bits_per_element(1024) < both[whole].bits_per_element(1024)
+
+
+def test_a_variant_has_the_codes_of_its_method_and_no_exact_tokens() -> None:
+    given = sample(64, dim=64)
+    found = compare_kv(
+        ["kivi_4bit"], [Source(name="here", samples=[given], calibration={})], None, seed=0
+    )
+    assert [row.window_0_of for row in found.caches] == [None, "kv:kivi_4bit"]
+    whole, bare = found.tensors
+    assert (whole.method, bare.method) == ("kv:kivi_4bit", "kv:kivi_4bit, window 0")
+    # All 64 tokens wait for 128: nothing is coded but in the variant.
+    assert (whole.exempt, bare.exempt) == (1.0, 0.0) and whole.bits > 16 > bare.bits
+    assert whole.values is not None and whole.values < 2**-11
+    groups = np.asarray(given.v, np.float64).reshape(-1, 32)
+    least = groups.min(axis=1, keepdims=True)
+    width = (groups.max(axis=1, keepdims=True) - least) / 15
+    coded = np.rint((groups - least) / width) * width + least
+    # KIVI's float16 steps move its error by a small share.
+    want = frobenius(coded.ravel(), given.v.ravel())
+    assert bare.values == pytest.approx(want, rel=0.01) and bare.values > 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +314,27 @@ def test_a_budget_is_never_below_what_a_rule_keeps() -> None:
     assert choosing(PLAIN, 3, None) == {}
     assert choosing(get_kv_method("streaming"), 2, None)["budget"] >= 4
     assert choosing(get_kv_method("expected_attention"), 30, Rope())["rope"] == Rope()
+    # H2O keeps so many newest tokens as are half of its budget, whatever that is.
+    assert choosing(get_kv_method("h2o"), 128, None) == {"budget": 128}
+
+
+def test_kvquant_is_fitted_with_gradients_of_the_loss() -> None:
+    given, method = text(), get_kv_method("kvquant_2bit")
+    got = fitted_by_layer(method, given.params, CONFIG, given.calibration).ready()
+    samples: list[dict[str, Any]] = []
+    for row in given.calibration:
+        (own,) = capture_key_values(given.params, jnp.asarray(row), CONFIG)
+        names = ("v", "k_before_rope")
+        samples.append({x: np.asarray(getattr(own, x), np.float32)[None] for x in names})
+        gradients = key_value_gradients(given.params, jnp.asarray(row), CONFIG)
+        samples[-1] |= dict(zip(("k_grad", "v_grad"), map(np.asarray, gradients), strict=True))
+    plain = method.fit([{x: sample[x] for x in names} for sample in samples]).ready()
+    weighted = method.fit(samples).ready()
+    for side in ("keys", "values"):
+        assert np.array_equal(got[side]["levels"][0], weighted[side]["levels"])
+        assert not np.array_equal(got[side]["levels"][0], plain[side]["levels"])
+    # Layers are stacked: this model has one.
+    assert got["keys"]["lower"].shape == (1, 1, 16)
 
 
 def test_the_model_behind_bf16_is_itself() -> None:
@@ -240,6 +346,8 @@ def test_the_model_behind_bf16_is_itself() -> None:
     # Three windows, of which tokens 6 to 15 are scored.
     assert (before.documents, before.bytes, before.context) == (2, 30, 16)
     assert 0 < before.bits_per_byte < 20 and before.bits == 16
+    # Keys and values of 16 numbers in two bytes each, of the one layer.
+    assert (before.bytes_per_token, before.exempt) == (2 * 16 * 2, 0)
 
 
 @pytest.mark.slow

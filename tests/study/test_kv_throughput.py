@@ -1,10 +1,12 @@
 """Rows of the throughput model: the experiment's methods, batches, bounds and the host."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from lowprec.kv import get_kv_method
 from lowprec.study import kv_throughput as study
 from lowprec.study import kv_throughput_host as host
 from lowprec.throughput.architecture import get_architecture
@@ -46,27 +48,53 @@ def rows(
     )
 
 
-def test_bits_of_the_methods(methods: dict[str, study.Method]) -> None:
-    known = {"bf16": 16.0, "fp8_tensor": 8.0, "int8_token": 8.25, "nvfp4": 4.5, "kivi_2bit": 3.0,
-             "kivi_4bit": 5.0, "int4_token_rht": 4.25, "turboquant_4bit": 4.1875}  # fmt: skip
+def test_bytes_are_those_of_the_catalogue(methods: dict[str, study.Method]) -> None:
+    h100 = get_device("h100")
+    known = {"bf16": 16.0, "fp8_tensor": 8.0, "int8_token": 8.25, "nvfp4": 4.5,
+             "int4_token_rht": 4.25, "turboquant_4bit": 4.1875}  # fmt: skip
     for name, bits in known.items():
-        cache = study.cost(methods[name], LLAMA, get_device("h100"))
-        assert 8 * cache.bytes_per_token_layer / LLAMA.cached_elements == bits
+        for context in CONTEXTS:
+            cache = study.cost(methods[name], LLAMA, h100, context)
+            assert 8 * cache.bytes_per_token_layer / LLAMA.cached_elements == bits
+    for name in ("kivi_2bit", "kvquant_3bit"):
+        own = get_kv_method(name).bytes_per_token(layers=1, kv_heads=8, dim=128, length=4096)
+        assert study.cost(methods[name], LLAMA, h100, 4096).bytes_per_token_layer == own
     assert all(x.source for x in methods.values())
-    latent = study.cost(methods["mla_fp8_656"], DEEPSEEK, get_device("h800"))
-    assert latent.bytes_per_token_layer == 656
-    assert latent.elements_per_token_layer == pytest.approx(512)
+    assert all("bytes" not in entry for entry in [*CONFIG["method"], *CONFIG["form"]])
+
+
+def test_windows_weigh_in_a_short_context(methods: dict[str, study.Method]) -> None:
+    costs = [study.cost(methods["kivi_2bit"], LLAMA, get_device("h100"), x) for x in (1024, 131072)]
+    # 128 keys' slots and 129 values' in 16 bits, beside codes of 3 bits for every token.
+    window = (128 + 129) / 2 * LLAMA.cached_elements * 2
+    for cache, context in zip(costs, (1024, 131072), strict=True):
+        coded = LLAMA.cached_elements * 3 / 8
+        assert cache.bytes_per_token_layer == pytest.approx(coded + window / context)
+        share = 1 - cache.elements_per_token_layer / LLAMA.cached_elements
+        assert share == pytest.approx((128 + 129) / 2 / context)
+
+
+def test_latents_are_their_own(methods: dict[str, study.Method]) -> None:
+    h800 = get_device("h800")
+    for name, size in (("mla_bf16", 1152), ("mla_fp8_656", 656), ("mla_nvfp4", 432)):
+        cache = study.cost(methods[name], DEEPSEEK, h800, 4096)
+        assert cache.bytes_per_token_layer == size
+        assert cache.elements_per_token_layer == pytest.approx(0 if name == "mla_bf16" else 512)
+    rotary = dataclasses.replace(methods["mla_nvfp4"], kv=get_kv_method("mla_nvfp4_368"))
+    assert study.cost(rotary, DEEPSEEK, h800, 4096).elements_per_token_layer == 576
     assert study.belongs(methods["mla_bf16"], DEEPSEEK)
     assert not study.belongs(methods["mla_bf16"], LLAMA)
+    with pytest.raises(ValueError, match="mla_bf16 keeps latents, and llama_3_8b has others"):
+        study.cost(methods["mla_bf16"], LLAMA, h800, 4096)
 
 
 def test_costs_follow_the_generation(methods: dict[str, study.Method]) -> None:
     costs = [
-        study.cost(methods["nvfp4"], LLAMA, get_device(name)).cycles_per_element
+        study.cost(methods["nvfp4"], LLAMA, get_device(name), 4096).cycles_per_element
         for name in ("h100", "b200")
     ]
     assert costs[0] > costs[1] > 0
-    other = study.cost(methods["nvfp4"], get_architecture("qwen_2_5_7b"), get_device("h100"))
+    other = study.cost(methods["nvfp4"], get_architecture("qwen_2_5_7b"), get_device("h100"), 4096)
     assert other.bytes_per_token_layer == 1024 * 4.5 / 8
 
 
@@ -117,8 +145,9 @@ def test_a_bound_is_resolved_where_intervals_are_apart(
         (device, name): study.attention_row(
             get_device(device),
             LLAMA,
-            study.cost(methods[name], LLAMA, get_device(device)),
+            study.cost(methods[name], LLAMA, get_device(device), 32768),
             fitted,
+            context=32768,
         )
         for device in ("h100", "b200", "rtx_4090")
         for name in ("bf16", "int4_token_rht", "kivi_2bit")
@@ -130,13 +159,24 @@ def test_a_bound_is_resolved_where_intervals_are_apart(
     for row in found.values():
         terms = (row.memory_ns, row.products_ns, row.dequantization_ns)
         assert row.ns == max(terms) and row.low <= row.ns <= row.high
+        assert row.memory_low <= row.memory_ns <= row.memory_high
+        assert row.high == max(row.memory_high, row.products_high, row.dequantization_high)
 
 
 def test_forms_of_latent_attention(fitted: Fit) -> None:
     found = {
         (device, x.form): x
         for device in ("h800", "h20")
-        for x in study.form_rows(CONFIG["form"], get_device(device), fitted)
+        for x in study.form_rows(CONFIG["form"], get_device(device), fitted, context=4096)
+    }
+    sizes = {name: (x.bytes, x.flop) for (device, name), x in found.items() if device == "h800"}
+    assert sizes == {
+        "128 heads, bf16": (81920, 81920),
+        "8 KV heads, bf16": (4096, 65536),
+        "8 KV heads, fp8 unpacked": (2048, 65536),
+        "latent, bf16": (1152, 278528),
+        "latent, fp8 656": (656, 278528),
+        "latent, nvfp4 432": (432, 278528),
     }
     grouped, latent = "8 KV heads, bf16", "latent, bf16"
     assert found["h800", latent].ns < found["h800", grouped].ns / 2
@@ -194,6 +234,8 @@ def test_fetching_gains_what_compression_saves(
     plain, small = found
     assert small.gain == pytest.approx(2 * plain.gain, rel=0.1)
     assert plain.low <= plain.gain <= plain.high and plain.gain > 1
+    assert plain.fetch_low < plain.fetch_seconds == plain.fetch_high
+    assert plain.recompute_low <= plain.recompute_seconds <= plain.recompute_high
 
 
 def test_published_and_constant_rows(fitted: Fit) -> None:
@@ -202,6 +244,11 @@ def test_published_and_constant_rows(fitted: Fit) -> None:
     for row, miss in zip(found, fitted.misses, strict=True):
         assert row.miss == two_digits(miss.slower - 1)
         assert row.low <= row.high and row.unit
+        assert row.predicted_low <= row.predicted <= row.predicted_high
+    # What is published of whole steps and rates is within the interval of what is predicted.
+    for row in (x for x in found if x.role == "held out"):
+        low, high = 0.95 * row.predicted_low, 1.05 * row.predicted_high
+        assert low <= row.published <= high, row.figure
     devices = [get_device("h20"), get_link("pcie_5")]
     constants = list(study.constant_rows(devices))
     assert {x.of for x in constants} == {"h20", "pcie_5"}
