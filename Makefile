@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 .DEFAULT_GOAL := help
 
-.PHONY: help report report-full test slow thorough lint train prove mutants clean
+.PHONY: help report report-full test slow thorough lint docs train prove mutants clean
 
 help:
 	@echo "make report       compare recipes on the small model, write reports/index.html"
@@ -11,6 +11,7 @@ help:
 	@echo "make slow         the slow proofs"
 	@echo "make thorough     the slow proofs of their relatives, which CI leaves out (under an hour)"
 	@echo "make lint         ruff and pyright"
+	@echo "make docs         the guide, docs/_build/index.html"
 	@echo "make report-full  the report over all of the held-out text"
 	@echo "make train        train the small model again (about half an hour)"
 	@echo "make prove        every cast over all 2^32 float32 inputs, write reports/proof/ (an hour)"
@@ -37,6 +38,11 @@ lint: .venv/installed-lint .venv/installed-train .venv/installed-mutants
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
 
+# Every warning is an error; the examples run in tests/test_guide.py.
+docs: .venv/installed-docs
+	$(RUN) -m sphinx -n -W --keep-going -q docs docs/_build
+	@echo "open docs/_build/index.html"
+
 train: .venv/installed-train
 	$(RUN) experiments/train_lm.py
 
@@ -56,7 +62,7 @@ mutants: .venv/installed-mutants
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report,test]"
 	@touch $@
 
-.venv/installed-lint .venv/installed-train .venv/installed-mutants: .venv/installed-%: .venv/installed
+.venv/installed-lint .venv/installed-docs .venv/installed-train .venv/installed-mutants: .venv/installed-%: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 

@@ -22,8 +22,18 @@ from rich.table import Table
 
 from lowprec import catalogue
 from lowprec.cli_advise import AdviseCommand, run_advise
+from lowprec.cli_checkpoint import (
+    CaptureCommand,
+    CheckpointCommand,
+    EvaluateCommand,
+    run_checkpoint,
+)
+from lowprec.cli_diff import DiffCommand, run_diff
 from lowprec.cli_kv import KvCommand, run_kv
 from lowprec.cli_ledger import LedgerCommand, run_ledger
+from lowprec.cli_report import ReportCommand, run_report
+from lowprec.cli_study import StudyCommand, run_study_command
+from lowprec.cli_throughput import ThroughputCommand, run_throughput
 from lowprec.engines import get_engine
 from lowprec.engines.c_reference import c_reference, why_no_reference
 from lowprec.engines.vectors import write_vectors
@@ -182,7 +192,12 @@ Command = Annotated[
     | Annotated[Identify, tyro.conf.subcommand("identify")]
     | Annotated[LedgerCommand, tyro.conf.subcommand("ledger")]
     | Annotated[AdviseCommand, tyro.conf.subcommand("advise")]
-    | Annotated[KvCommand, tyro.conf.subcommand("kv")],
+    | Annotated[ThroughputCommand, tyro.conf.subcommand("throughput")]
+    | Annotated[KvCommand, tyro.conf.subcommand("kv")]
+    | Annotated[DiffCommand, tyro.conf.subcommand("diff")]
+    | CheckpointCommand
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[StudyCommand, tyro.conf.subcommand("study")],
     tyro.conf.OmitArgPrefixes,
 ]
 
@@ -236,8 +251,18 @@ def _dispatch(command: Any, arguments: Sequence[str]) -> int:
             run_ledger(command)
         case AdviseCommand():
             return run_advise(command, _progress)
+        case CaptureCommand() | EvaluateCommand():
+            run_checkpoint(command, _progress)
+        case ThroughputCommand():
+            run_throughput(command)
         case KvCommand():
             run_kv(command, _progress, "lowprec " + shlex.join(arguments))
+        case DiffCommand():
+            run_diff(command, _progress, "lowprec " + shlex.join(arguments))
+        case ReportCommand():
+            run_report(command, "lowprec " + shlex.join(arguments))
+        case StudyCommand():
+            return run_study_command(command, "lowprec " + shlex.join(arguments))
     return 0
 
 

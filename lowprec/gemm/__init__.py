@@ -10,3 +10,4 @@ from lowprec.gemm.recipe import OperandPair as OperandPair
 from lowprec.gemm.recipe import Recipe as Recipe
 from lowprec.gemm.recipe import get_recipe as get_recipe
 from lowprec.gemm.recipe import list_recipes as list_recipes
+from lowprec.gemm.sharded import sharded_gemm as sharded_gemm

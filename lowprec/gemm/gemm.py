@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,9 @@ from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.rounding import check_choice, is_stochastic
 from lowprec.scaling.block import Block
 from lowprec.scaling.qtensor import QTensor
+
+Sums = Callable[[Operand, Operand, Recipe], jax.Array]
+"""What sums over K, as `sum_products` does; hashable."""
 
 
 def gemm(
@@ -77,30 +81,36 @@ def gemm(
     """
     whole = get_recipe(recipe)
     check_choice("role", role, ROLES)
-    chosen = _chosen(whole.in_role(role), engine, promote_every, order, out_dtype)
+    chosen = overridden(whole.in_role(role), engine, promote_every, order, out_dtype)
     a = float_array("a", a)
     b = _checked(b, chosen, role) if isinstance(b, QTensor) else float_array("b", b)
     batch = check_shapes(a.shape, b.shape)
-    if whole.stochastic and key is None:
-        raise ValueError(
-            f"recipe {chosen.name!r} rounds stochastically and needs `key`, "
-            f"such as jax.random.key(0)"
-        )
+    check_key(whole, key)
     if not batch:
-        return _gemm(chosen, role, a, b, key)
+        return of_matrices(chosen, role, a, b, key)
     if isinstance(b, QTensor) or b.ndim == 2:
-        out = _gemm(chosen, role, a.reshape(-1, a.shape[-1]), b, key)
+        out = of_matrices(chosen, role, a.reshape(-1, a.shape[-1]), b, key)
         return out.reshape(*batch, a.shape[-2], b.shape[-1])
     return _batched(chosen, role, a, b, batch, key)
 
 
-def _chosen(
+def check_key(recipe: Recipe, key: jax.Array | None) -> None:
+    """ValueError for a stochastic recipe without a key."""
+    if recipe.stochastic and key is None:
+        raise ValueError(
+            f"recipe {recipe.name!r} rounds stochastically and needs `key`, "
+            f"such as jax.random.key(0)"
+        )
+
+
+def overridden(
     recipe: Recipe,
     engine: str | Engine | None,
     promote_every: int | None,
     order: str | None,
     out_dtype: DTypeLike | None,
 ) -> Recipe:
+    """A recipe with what an argument of `gemm` sets in place of its own."""
     changes: dict[str, Any] = {}
     if engine is not None:
         changes["engine"] = get_engine(engine)
@@ -157,22 +167,27 @@ def _batched(
     flat = [jnp.broadcast_to(x, (*batch, *x.shape[-2:])).reshape(-1, *x.shape[-2:]) for x in (a, b)]
     count = flat[0].shape[0]
     if key is None:
-        out = jax.vmap(lambda x, y: _gemm(recipe, role, x, y, None))(*flat)
+        out = jax.vmap(lambda x, y: of_matrices(recipe, role, x, y, None))(*flat)
     else:
         keys = jax.random.split(key, count)
-        one = functools.partial(_gemm, recipe, role)
+        one = functools.partial(of_matrices, recipe, role)
         out = jax.vmap(one)(flat[0], flat[1], keys)
     return out.reshape(*batch, *out.shape[1:])
 
 
-def _gemm(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array | QTensor, key: jax.Array | None
+def of_matrices(
+    recipe: Recipe,
+    role: Role,
+    a: jax.Array,
+    b: jax.Array | QTensor,
+    key: jax.Array | None,
+    sums: Sums = sum_products,
 ) -> jax.Array:
-    """Two matrices; the gradient leaves the key alone."""
+    """`gemm` of two matrices; the gradient leaves the key alone."""
 
     @jax.custom_jvp
     def straight_through(a: jax.Array, b: jax.Array | QTensor) -> jax.Array:
-        return _forward(recipe, role, a, b, key)
+        return _forward(recipe, role, a, b, key, sums)
 
     @straight_through.defjvp
     def _jvp(primals: Any, tangents: Any) -> Any:
@@ -190,12 +205,17 @@ def _gemm(
 
 
 def _forward(
-    recipe: Recipe, role: Role, a: jax.Array, b: jax.Array | QTensor, key: jax.Array | None
+    recipe: Recipe,
+    role: Role,
+    a: jax.Array,
+    b: jax.Array | QTensor,
+    key: jax.Array | None,
+    sums: Sums,
 ) -> jax.Array:
     # Three programs outside a caller's `jit`: recipes share those that are the same.
     summed = summation(recipe, role)
     left, right = (_prepare(**given) for given in to_prepare(recipe, role, a, b, key))
-    return multiply_operands(left, right, summed)
+    return multiply_operands(left, right, summed, sums)
 
 
 def to_prepare(
@@ -345,15 +365,17 @@ def _same_codes(of_engine: Format, of_block: Format) -> bool:
     return all(getattr(of_engine, name) == getattr(of_block, name) for name in names)
 
 
-@functools.partial(jax.jit, static_argnames="recipe")
-def multiply_operands(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("recipe", "sums"))
+def multiply_operands(
+    left: Operand, right: Operand, recipe: Recipe, sums: Sums = sum_products
+) -> jax.Array:
     """The product of prepared operands in the engine: promoted, scaled and rounded."""
     in_range = within_range(left, right, recipe.engine, left.values.shape[1])
     if recipe.scales != "promotion" or recipe.promote_every is None:
         # One scale for the whole sum, or none.
         plain = left._replace(scales=None), right._replace(scales=None)
-        total = scaled(sum_products(*plain, recipe), left.scales, right.scales, in_range)
+        total = scaled(sums(*plain, recipe), left.scales, right.scales, in_range)
     else:
-        total = sum_products(left, right, recipe)
+        total = sums(left, right, recipe)
     total = scaled(total, left.tensor_scale, right.tensor_scale, in_range)
     return narrow(total, np.dtype(recipe.output.name))

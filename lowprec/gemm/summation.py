@@ -67,6 +67,47 @@ def sum_products(left: Operand, right: Operand, recipe: Recipe) -> jax.Array:
     return plus(total, part, in_range)
 
 
+def add_products(
+    total: jax.Array, left: Operand, right: Operand, recipe: Recipe, in_range: jax.Array | None
+) -> jax.Array:
+    """A total with the products over the next k added to it, as `sum_products` goes on in sequence.
+
+    From a total of zeros, over one part of K after the other, of `least_part` k or multiples of
+    it, that is the sum of all of K.
+
+    Args:
+      total: (M, N) float32 bits.
+      left, right: (M, K) and (K, N), with their scales.
+      recipe: with the order `sequential`.
+      in_range: what `within_range` says of sums of `promote_every` k, or of all k.
+    """
+    engine, formats = recipe.engine, (_format(recipe.fprop.a), _format(recipe.fprop.b))
+    length = recipe.promote_every or (engine.tile and engine.tile[1])
+    if length is None:
+        scales = (left.block_scales, right.block_scales)
+        return _engine_sum(left.values, right.values, total, engine, formats, scales)
+    # A native product adds what it starts from last: of one tile's k that is the same sum.
+    steps = -(-left.values.shape[1] // length)
+    chunks = _cut(left, right, length, steps, engine.scale_block or 1)
+    one = lambda total, chunk: (_add(recipe, formats, in_range, total, chunk), None)
+    return lax.scan(one, total, chunks)[0]
+
+
+def least_part(recipe: Recipe) -> int | None:
+    """What a part of K that `add_products` takes is a multiple of.
+
+    None where the engine sums all of K at once: it keeps more on the way than a total.
+    """
+    engine = recipe.engine
+    if recipe.promote_every is not None:
+        return recipe.promote_every
+    at_once = engine.accumulation == "exact" and engine.fused_length is None
+    if at_once or engine.accumulation in ("tree", "compensated"):
+        return None
+    tile = 1 if engine.tile is None else engine.tile[1]
+    return math.lcm(tile, engine.instruction_length or 1, engine.scale_block or 1)
+
+
 def _in_tiles(engine: Engine, every: int) -> bool:
     """Whether the engine's own tiles may be promoted one by one."""
     return engine.tile is not None and every % engine.tile[1] == 0

@@ -7,7 +7,10 @@ from typing import Literal
 import numpy as np
 
 from lowprec.kv.codes import BlockCode, Code, Fitted, PlainCode, Rotation
-from lowprec.kv.pair import SIDES, PairSpec
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import SIDES, PairCache
+from lowprec.kv.rope import Rope
+from lowprec.kv.samples import check_shape, whole_samples
 from lowprec.kv.store import Layout
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.spec import check_spec
@@ -17,6 +20,15 @@ from lowprec.scaling.block import Block
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlocksSpec(PairSpec):
     """Tokens are coded as they come.
+
+    What is not finite is as the block has it. In 16 bits every number stands for itself, and so it
+    does under a scale that is known before (`fp8_tensor`, `fp8_head`): NaN stays NaN, while Inf and
+    what is too large become the largest number. Where a token has its own scale, NaN or Inf makes
+    NaN of all of it, and 1e30 leaves zeros beside it (`fp8_token`, `int8_token`); so it is of
+    `int4_token`, but that a NaN there is read as a finite number, and of `int4_token_rht`, whose
+    rotation spreads a NaN, which then makes the token zeros, and 1e30, which drowns its numbers.
+    Of smaller tiles (`mxfp4`, `nvfp4`) only the tile's numbers go: NaN makes them NaN, Inf too but
+    in `nvfp4`, where it is the largest number. Under float16 scales (`quarot_4bit`) 1e30 is as Inf.
 
     Attributes:
       name: the entry's name.
@@ -58,18 +70,41 @@ class BlocksSpec(PairSpec):
     def fit(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Fitted:
         """The largest magnitudes of keys and of values over all samples, float32.
 
-        A sample's `k` and `v` are (batch, heads, tokens, dim); Inf and NaN are a ValueError.
+        Args:
+          samples: with `k` and `v` (batch, heads, tokens, dim), of one size of heads and dim.
+
+        Raises:
+          ValueError: a sample lacks keys or values, has Inf or NaN or other heads than the first;
+            a head, or the whole tensor where that is what is calibrated, is zero.
         """
         found = {}
         for side, name in zip(SIDES, ("k", "v"), strict=True):
-            each = [np.abs(np.asarray(sample[name], np.float32)) for sample in samples]
-            if not all(np.isfinite(x).all() for x in each):
+            data = whole_samples(self.name, samples, name)
+            heads = np.maximum.reduce([np.abs(x).max(axis=(0, 2, 3)) for x in data])
+            amax = heads if self.calibrate == "head" else heads.max()
+            if not np.all(amax):
                 raise ValueError(
-                    f"`samples`: {name} has Inf or NaN, to which no scale can be fitted"
+                    f"`samples`: {name} is zero throughout in the heads "
+                    f"{np.flatnonzero(heads == 0).tolist()} of {len(heads)}, to which the method "
+                    f"{self.name} has no scale to fit; give samples with other numbers there"
                 )
-            axes = (0, 2, 3) if self.calibrate == "head" else None
-            found[side] = {"amax": np.maximum.reduce([x.max(axis=axes) for x in each])}
+            found[side] = {"amax": amax}
         return found
+
+    def init(
+        self,
+        fitted: Fitted,
+        batch: int,
+        heads: int,
+        dim: int,
+        length: int,
+        *,
+        rope: Rope | None = None,
+    ) -> PairCache:
+        """See `KVMethod.init`; where scales of heads were fitted, as many heads as they are of."""
+        if fitted:
+            check_shape(self.name, np.shape(fitted["keys"]["amax"]), (heads, dim))
+        return super().init(fitted, batch, heads, dim, length, rope=rope)
 
     def layouts(self) -> tuple[Layout, Layout]:
         """See `PairSpec.layouts`."""

@@ -156,13 +156,12 @@ class BlockCode(Code):
     def encode(self, x: jax.Array, fitted: Fitted) -> Parts:
         """See `Code.encode`; NaN, Inf and overflow as the block has them."""
         batch, heads, tokens, dim = x.shape
-        q = self._over_heads(self._quantize, x, fitted)
+        q = self._quantize(x, self._amax(fitted, heads))
         units = tokens // self.group
         codes = q.codes.reshape(batch, heads, units, self.group, dim)
-        if self.group > 1:
-            codes = codes.swapaxes(-1, -2)
-        element = self.block.element
-        parts = {"codes": pack(codes, element).reshape(batch, heads, units, -1)}
+        # Along tokens a byte has several tokens of one number; beside it lies the next number's.
+        packed = pack(codes, self.block.element, axis=-1 if self.group == 1 else -2)
+        parts = {"codes": packed.reshape(batch, heads, units, -1)}
         if self.block.tile != ("all", "all"):
             parts["scales"] = self._stored(q.scales).reshape(batch, heads, units, -1)
         if self.block.offset_bits:
@@ -172,17 +171,16 @@ class BlockCode(Code):
 
     def decode(self, parts: Parts, dim: int, fitted: Fitted) -> jax.Array:
         """See `Code.decode`."""
+        return self._tensor(parts, dim, fitted).dequantize()
+
+    def _codes(self, parts: Parts, dim: int) -> jax.Array:
+        """(batch, heads, tokens, dim) of packed units."""
         batch, heads, units, _ = parts["codes"].shape
-        if self.group > 1:
-            rows = parts["codes"].reshape(batch, heads, units, dim, -1)
-            codes = unpack(rows, self.block.element, self.group).swapaxes(-1, -2)
-        else:
-            codes = unpack(parts["codes"], self.block.element, dim)
-        tree = {"codes": codes.reshape(batch, heads, units * self.group, dim)}
-        for name in ("scales", "offsets"):
-            if name in parts:
-                tree[name] = self._loaded(parts[name])
-        return self._over_heads(self._dequantize, tree, fitted)
+        if self.group == 1:
+            return unpack(parts["codes"], self.block.element, dim)
+        rows = parts["codes"].reshape(batch, heads, units, -1, dim)
+        codes = unpack(rows, self.block.element, self.group, axis=-2)
+        return codes.reshape(batch, heads, units * self.group, dim)
 
     def elements(self, parts: Parts, dim: int, fitted: Fitted) -> tuple[jax.Array, jax.Array]:
         """See `Code.elements`.
@@ -202,15 +200,10 @@ class BlockCode(Code):
                 f"the block {block.name} has no single scale a token, which a product of narrow "
                 f"numbers could be multiplied by; use an engine of 16-bit formats"
             )
-        tree = {"codes": unpack(parts["codes"], block.element, dim)}
-        if "scales" in parts:
-            tree["scales"] = self._loaded(parts["scales"])
-        x, scales = self._over_heads(self._elements, tree, fitted)
+        q = self._tensor(parts, dim, fitted)
+        x, scales = (float32.from_bits(bits) for bits in (q.element_bits(), q.scale_bits()))
+        scales = jnp.broadcast_to(scales, (*x.shape[:2], *scales.shape[2:]))
         return x, scales.reshape(*x.shape[:2], -1)
-
-    def _elements(self, parts: Parts, amax: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        q = self._tensor(parts, amax)
-        return float32.from_bits(q.element_bits()), float32.from_bits(q.scale_bits())
 
     def turn(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """See `Code.turn`."""
@@ -229,37 +222,35 @@ class BlockCode(Code):
         x = _hadamard(x)
         return _flipped(x, self.seed) if self.rotation == "random_hadamard" else x
 
-    def _over_heads(self, function: Any, tree: Any, fitted: Fitted) -> Any:
-        """`function(member, amax)` for each member of the batch and head, on matrices."""
+    def _amax(self, fitted: Fitted, heads: int) -> jax.Array | None:
+        """What static scales are made for, one number a head."""
         if not self.static:
-            return jax.vmap(jax.vmap(lambda member: function(member, None)))(tree)
-        leaf = jax.tree.leaves(tree)[0]
+            return None
         amax = jnp.asarray(fitted.get("amax", self.amax), jnp.float32)
-        amax = jnp.broadcast_to(amax, leaf.shape[1:2])
-        return jax.vmap(jax.vmap(function), in_axes=(0, None))(tree, amax)
+        return jnp.broadcast_to(amax, (heads,))
 
     def _quantize(self, x: jax.Array, amax: jax.Array | None) -> QTensor:
-        return quantize(x, self.block, axis=self._axis, amax=amax)
+        """Each member of the batch and head by itself, as matrices."""
+        one = functools.partial(quantize, block=self.block, axis=self._axis)
+        if amax is None:
+            return jax.vmap(jax.vmap(one))(x)
+        heads = jax.vmap(lambda member, own: one(member, amax=own))
+        return jax.vmap(lambda member: heads(member, amax))(x)
 
-    def _dequantize(self, parts: Parts, amax: jax.Array | None) -> jax.Array:
-        return self._tensor(parts, amax).dequantize()
-
-    def _tensor(self, parts: Parts, amax: jax.Array | None) -> QTensor:
-        scales, tensor = parts.get("scales"), None
-        if self.static:
+    def _tensor(self, parts: Parts, dim: int, fitted: Fitted) -> QTensor:
+        """The whole of (batch, heads, tokens, dim), which decodes in one piece."""
+        codes = self._codes(parts, dim)
+        amax = self._amax(fitted, codes.shape[1])
+        held = {x: self._loaded(parts[x]) for x in ("scales", "offsets") if x in parts}
+        if amax is not None:
             # Static scales are not stored: those of one tile of zeros are those of any tensor.
             tile = [1 if size == "all" else size for size in self.block.tile]
-            known = quantize(jnp.zeros(tile, jnp.float32), self.block, amax=amax)
-            scales, tensor = known.scales if scales is None else scales, known.tensor_scale
-        assert scales is not None
-        return QTensor(
-            codes=parts["codes"],
-            scales=scales,
-            offsets=parts.get("offsets"),
-            tensor_scale=tensor,
-            block=self.block,
-            axis=self._axis,
-        )
+            zeros = jnp.zeros((1, *amax.shape, *tile), jnp.float32)
+            known = self._quantize(zeros, amax)
+            held.setdefault("scales", known.scales)
+            if known.tensor_scale is not None:
+                held["tensor_scale"] = known.tensor_scale
+        return QTensor(codes=codes, block=self.block, axis=self._axis, **held)
 
     @property
     def _axis(self) -> int:

@@ -5,15 +5,18 @@ import functools
 from lowprec import catalogue
 from lowprec.kv.block_selection import BlockSelectionSpec
 from lowprec.kv.blocks import BlocksSpec
+from lowprec.kv.gear import GearSpec
 from lowprec.kv.indexer import DsaSpec
 from lowprec.kv.kivi import KiviSpec
 from lowprec.kv.kvquant import KVQuantSpec
 from lowprec.kv.latent import LatentSpec
+from lowprec.kv.low_rank import LowRankSpec
 from lowprec.kv.method import KVMethod, Spec
 from lowprec.kv.pair import PairSpec
 from lowprec.kv.polarquant import PolarQuantSpec
 from lowprec.kv.qjl import QjlSpec
 from lowprec.kv.selection import SelectionSpec
+from lowprec.kv.transform_coding import TransformCodingSpec
 from lowprec.kv.turboquant import TurboQuantSpec
 from lowprec.numerics.format import Format, get_format
 from lowprec.scaling.block import Block, get_block, get_format_or_block
@@ -22,12 +25,15 @@ FAMILIES: dict[str, type[Spec]] = {
     "block_selection": BlockSelectionSpec,
     "blocks": BlocksSpec,
     "dsa": DsaSpec,
+    "gear": GearSpec,
     "kivi": KiviSpec,
     "kvquant": KVQuantSpec,
     "latent": LatentSpec,
+    "low_rank": LowRankSpec,
     "polarquant": PolarQuantSpec,
     "qjl": QjlSpec,
     "selection": SelectionSpec,
+    "transform_coding": TransformCodingSpec,
     "turboquant": TurboQuantSpec,
 }
 """By the `family` of a file."""

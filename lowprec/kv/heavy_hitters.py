@@ -1,7 +1,7 @@
 """The rule `heavy_hitters`: tokens that got most attention, and the newest."""
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ class HeavyHitters(Rule):
 
     Attributes:
       kind: `heavy_hitters`.
-      recent: how many newest tokens are kept in any case.
+      recent: how many newest tokens are kept in any case; of another budget than the entry's the
+        same share, as in H2O's code, whose `--heavy_ratio` and `--recent_ratio` are equal.
       over_queries: whether a token's score is the `sum` over queries, as in H2O's code, or the
         `mean` over those that saw it, as in kvpress's ObservedAttentionPress.
     """
@@ -40,6 +41,15 @@ class HeavyHitters(Rule):
     def always(self) -> int:
         """See `Rule.always`."""
         return self.recent
+
+    def scaled(self, budget: int, usual: int) -> Self:
+        """See `Rule.scaled`: `recent` is the same share of the budget, rounded down.
+
+        Example:
+          >>> HeavyHitters(recent=1024, over_queries="sum").scaled(128, 2048).recent
+          64
+        """
+        return dataclasses.replace(self, recent=self.recent * budget // usual)
 
     def kept(self, found: Candidates) -> jax.Array:
         """See `Rule.kept`."""

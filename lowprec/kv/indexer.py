@@ -17,8 +17,9 @@ from jax.typing import ArrayLike
 from lowprec.engines.engine import Engine, get_engine
 from lowprec.engines.matmul import matmul
 from lowprec.kv.attention import Operands, named_products
+from lowprec.kv.checks import token_array
 from lowprec.kv.codes import BlockCode, Fitted, Rotation
-from lowprec.kv.latent import LatentCache, LatentSpec, checked_tokens
+from lowprec.kv.latent import LatentCache, LatentSpec
 from lowprec.kv.latent_codes import Part, as_bfloat16
 from lowprec.kv.method import Spec
 from lowprec.kv.record import Bytes, Record, from_bytes
@@ -134,7 +135,7 @@ class DsaSpec(Spec):
         if extra is None:
             raise ValueError(f"`extra` is missing: the method {self.name} needs the indexer's keys")
         latents = self.base.append(fitted, cache.latents, latent, k_rope, q=q, positions=positions)
-        keys = checked_tokens("extra", extra, cache.keys.shape[0], self.key_dim)
+        keys = token_array("extra", extra, (cache.keys.shape[0], None, self.key_dim))
         tokens = int(np.shape(latent)[1])
         if keys.shape[1] != tokens:
             raise ValueError(f"`extra` has {keys.shape[1]} tokens and `latent` {tokens}")

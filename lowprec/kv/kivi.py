@@ -15,6 +15,9 @@ from lowprec.scaling.block import Block
 class KiviSpec(PairSpec):
     """KIVI (arXiv 2402.02750): every step rounded to float16, the newest tokens exact.
 
+    NaN, Inf and what float16 does not hold make NaN of their group: of a channel's `group` tokens
+    among keys, of `group` numbers of a token among values. In the window they are alone.
+
     Attributes:
       name: the entry's name.
       family: `kivi`.

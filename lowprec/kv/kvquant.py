@@ -1,18 +1,19 @@
 """The family `kvquant`: fitted levels, ranges of keys by channel and of values by token."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from lowprec.kv.codes import Fitted
-from lowprec.kv.nonuniform import SPARSE, NonuniformCode, half_range
-from lowprec.kv.pair import SIDES, PairCache, PairSpec
+from lowprec.kv.nonuniform import NonuniformCode, half_range
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import SIDES, PairCache
 from lowprec.kv.rope import Rope
+from lowprec.kv.samples import check_shape as check_shape
+from lowprec.kv.samples import token_rows, whole_samples
 from lowprec.kv.store import Layout
 from lowprec.numerics.format import get_format
 from lowprec.numerics.spec import check_spec
@@ -27,13 +28,18 @@ class KVQuantSpec(PairSpec):
 
     A cache of one layer: levels and ranges are a layer's own. Values are coded over all its heads.
 
+    NaN, Inf and what is too large are outliers: they are kept as such in float16, where they are
+    NaN or Inf, and the others stay finite, though of values fewer have a pair of their own. Keys
+    whose outliers have no room are coded, and a NaN among these is an arbitrary finite number.
+
     Attributes:
       name: the entry's name.
       family: `kvquant`.
       bits: of a code.
       outliers: the share of numbers kept as float16 pairs with 16-bit places, both tails together.
-        A token has room for that share of its numbers, rounded up for each tail; keys that have
-        more beyond their channels' ranges are coded instead, at the range's end.
+        A token has room for that share of its numbers, rounded up for each tail, and all of it is
+        stored; keys that have more beyond their channels' ranges are coded instead, at the range's
+        end.
       sinks: first tokens kept in float16.
       iterations: of the k-means that finds levels, at the latest.
     """
@@ -58,6 +64,10 @@ class KVQuantSpec(PairSpec):
     def calibrated(self) -> bool:
         """See `Spec.calibrated`."""
         return True
+
+    def without_window(self) -> Self:
+        """See `Spec.without_window`."""
+        return dataclasses.replace(self, sinks=0)
 
     def layouts(self) -> tuple[Layout, Layout]:
         """See `PairSpec.layouts`."""
@@ -94,33 +104,31 @@ class KVQuantSpec(PairSpec):
         k-means of the scaled numbers within [-1, 1], the first `sinks` tokens left out.
 
         Args:
-          samples: with `k_before_rope` and `v` (batch, heads, tokens, dim), and gradients of the
-            loss, `k_grad` and `v_grad`, of the same shapes: their squares (Fisher information) are
-            the weights. Without them, in any sample, all weights are 1.
+          samples: with `k_before_rope` and `v` (batch, heads, tokens, dim), of one size of heads
+            and dim, and gradients of the loss, `k_grad` and `v_grad`, of the same shapes: their
+            squares (Fisher information) are the weights. Without them, in any sample, all weights
+            are 1.
 
         Raises:
-          ValueError: a sample lacks keys or values, or has Inf or NaN; too few different numbers.
+          ValueError: a sample lacks keys or values, has Inf or NaN or other heads than the first;
+            gradients of other shapes; a channel's range that float16 does not hold; too few
+            different numbers.
         """
         found = {}
         for side, name, grad in zip(
             SIDES, ("k_before_rope", "v"), ("k_grad", "v_grad"), strict=True
         ):
-            missing = [sample for sample in samples if name not in sample]
-            if missing:
+            data = whole_samples(self.name, samples, name)
+            weights = [np.ones(x.shape) for x in data]
+            if all(grad in sample for sample in samples):
+                slopes = whole_samples(self.name, samples, grad)
+                weights = [np.square(x.astype(np.float64)) for x in slopes]
+            shapes = [[x.shape for x in each] for each in (data, weights)]
+            if shapes[0] != shapes[1]:
                 raise ValueError(
-                    f"`samples`: one has {sorted(missing[0])} and lacks {name!r}, which the method "
-                    f"{self.name} is fitted to"
+                    f"`samples`: {grad} of the shapes {shapes[1]} is not that of {name}, of "
+                    f"{shapes[0]}"
                 )
-            data = [np.asarray(sample[name], np.float32) for sample in samples]
-            if not all(np.isfinite(x).all() for x in data):
-                raise ValueError(f"`samples`: {name} has Inf or NaN, to which no range is fitted")
-            weights = [
-                np.square(np.asarray(sample[grad], np.float64))
-                for sample in samples
-                if grad in sample
-            ]
-            if len(weights) < len(data):
-                weights = [np.ones(x.shape) for x in data]
             found[side] = self._fit_side(side, data, weights)
         return found
 
@@ -128,7 +136,7 @@ class KVQuantSpec(PairSpec):
         self, side: str, data: list[np.ndarray], weights: list[Floats]
     ) -> dict[str, np.ndarray]:
         heads, dim = data[0].shape[1], data[0].shape[3]
-        rows = np.concatenate([_rows(x) for x in data])
+        rows = np.concatenate([token_rows(x) for x in data])
         axis = 0 if side == "keys" else 1
         percents = 50 * self.outliers, 100 - 50 * self.outliers
         lower, upper = np.percentile(rows, percents, axis=axis, keepdims=True)
@@ -142,37 +150,35 @@ class KVQuantSpec(PairSpec):
             ]
         )
         kept = (np.abs(z) <= 1) & counted[:, None]
-        weight = np.concatenate([_rows(x) for x in weights])[kept]
+        weight = np.concatenate([token_rows(x) for x in weights])[kept]
         levels = k_means(z[kept].astype(np.float64), weight, 1 << self.bits, self.iterations)
         found = {"levels": levels.astype(np.float32)}
         if side == "keys":
-            ends = [x.reshape(heads, dim).astype(np.float16) for x in (lower, upper)]
+            found |= self._channels(lower.reshape(heads, dim), upper.reshape(heads, dim))
+        return found
+
+    def _channels(self, lower: np.ndarray, upper: np.ndarray) -> dict[str, np.ndarray]:
+        """The ends of channels (heads, dim), half their sum and their difference, float16."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            ends = lower.astype(np.float16), upper.astype(np.float16)
             offset, half_width = half_range(*ends)
-            found |= {"lower": ends[0], "upper": ends[1], "offset": offset, "width": half_width}
+        found = {"lower": ends[0], "upper": ends[1], "offset": offset, "width": half_width}
+        infinite = ~np.logical_and.reduce([np.isfinite(x) for x in found.values()])
+        if infinite.any():
+            head, channel = np.argwhere(infinite)[0]
+            raise ValueError(
+                f"`samples`: k_before_rope of the heads {np.flatnonzero(infinite.any(1)).tolist()} "
+                f"has channels such as {channel} of head {head}, {lower[head, channel]:.4g} to "
+                f"{upper[head, channel]:.4g}: float16, in which the method {self.name} keeps their "
+                f"ends, sum and difference, holds {np.finfo(np.float16).max:.0f} at most. Divide "
+                f"keys by a power of two and multiply queries by it"
+            )
         return found
 
     def nbytes(self, fitted: Fitted, *, kv_heads: int, dim: int, length: int | None) -> float:
-        """See `Spec.nbytes`; of a token, the outliers that are expected, of a length, the room."""
+        """See `Spec.nbytes`: all room for outliers; levels and ranges, a layer's, do not count."""
         del fitted
-        if length is not None:
-            return super().nbytes({}, kv_heads=kv_heads, dim=dim, length=length)
-        total = 0.0
-        for layout in self.layouts():
-            empty = functools.partial(layout.code.empty, 1, kv_heads, dim, 1, {})
-            for name, part in jax.eval_shape(empty).items():
-                size = kv_heads * dim * self.outliers if name in SPARSE else part.size
-                total += size * part.dtype.itemsize
-        # A share of a number of tokens is no whole number of bytes, nor a short sum of doubles.
-        return round(total, 9)
-
-
-def check_shape(name: str, fitted: tuple[int, ...], wanted: tuple[int, int]) -> None:
-    """ValueError where a method was fitted to other heads or another dim than a cache has."""
-    if fitted != wanted:
-        raise ValueError(
-            f"`heads` = {wanted[0]}, `dim` = {wanted[1]}: the method {name} was fitted to "
-            f"{fitted[0]} heads of {fitted[1]} numbers"
-        )
+        return super().nbytes({}, kv_heads=kv_heads, dim=dim, length=length)
 
 
 def k_means(z: Floats, weights: Floats, count: int, iterations: int) -> Floats:
@@ -218,8 +224,3 @@ def _iterated(z: Floats, mass: Floats, moment: Floats, means: Floats, iterations
 def _cells(z: Floats, means: Floats) -> NDArray[np.int64]:
     inner = np.searchsorted(z, (means[1:] + means[:-1]) / 2, side="right")
     return np.concatenate([[0], inner, [len(z)]])
-
-
-def _rows(x: np.ndarray) -> np.ndarray:
-    """(batch, heads, tokens, dim) as one row a token."""
-    return x.swapaxes(1, 2).reshape(x.shape[0] * x.shape[2], -1)

@@ -12,17 +12,18 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
 from lowprec.kv.attention import Operands, Products, Running, named_products, sum_tiles
+from lowprec.kv.checks import check_sizes, token_array
 from lowprec.kv.codes import Fitted
 from lowprec.kv.latent_codes import Part, as_bfloat16, rounded
 from lowprec.kv.method import Spec
+from lowprec.kv.pair_cache import check_room
 from lowprec.kv.record import Bytes, Record
 from lowprec.kv.schedule import Schedule
-from lowprec.numerics.arguments import float_array, whole_number
+from lowprec.numerics.arguments import float_array
 from lowprec.numerics.format import Format
 from lowprec.numerics.spec import check_spec
 from lowprec.scaling.block import Block
@@ -55,6 +56,10 @@ class LatentCache:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSpec(Spec):
     """One record a token, quantized as it comes; latents and rotary keys are bfloat16 before.
+
+    NaN makes NaN of the numbers of a latent that share a scale (128 of `mla_fp8_656`), and so does
+    Inf but in `mla_nvfp4`, where it is the largest number; 1e30 leaves zeros beside it. Rotary keys
+    in bfloat16 are each for themselves.
 
     Attributes:
       name: the entry's name.
@@ -141,10 +146,7 @@ class LatentSpec(Spec):
     ) -> LatentCache:
         """See `KVMethod.init`; zeros."""
         del fitted
-        given = {"batch": batch, "latent_dim": latent_dim, "rope_dim": rope_dim, "length": length}
-        for name, size in given.items():
-            if whole_number(name, size) < 1:
-                raise ValueError(f"`{name}` = {size} must be at least 1")
+        check_sizes(batch=batch, latent_dim=latent_dim, rope_dim=rope_dim, length=length)
         return LatentCache(
             pages=self.record.empty(batch, length, self.sizes(latent_dim, rope_dim)),
             length=jnp.int32(0),
@@ -175,7 +177,7 @@ class LatentSpec(Spec):
                 raise ValueError(f"`{name}` is not taken by the method {self.name}")
         batch, dims = cache.pages.shape[0], (cache.latent_dim, cache.rope_dim)
         tensors = [
-            checked_tokens(name, x, batch, dim)
+            token_array(name, x, (batch, None, dim))
             for name, x, dim in zip(("latent", "k_rope"), (latent, k_rope), dims, strict=True)
         ]
         tokens = tensors[0].shape[1]
@@ -254,8 +256,7 @@ class LatentSpec(Spec):
     ) -> jax.Array:
         """`attend` to those tokens that `chosen`, a mask (batch, tokens, capacity), has."""
         q = self._queries(cache, queries)
-        if whole_number("splits", splits) < 1:
-            raise ValueError(f"`splits` = {splits} must be at least 1")
+        check_sizes(splits=splits)
         sinks = None if sink is None else jnp.asarray(sink, jnp.float32)
         if sinks is not None and sinks.shape not in ((), q.shape[1:2]):
             raise ValueError(
@@ -289,6 +290,7 @@ class LatentSpec(Spec):
         sizes = self.sizes(dim - self.rope_dim, self.rope_dim)
         if length is None:
             return float(self.record.token_bytes(sizes))
+        check_sizes(length=length)
         return float(-(-length // self.record.page) * self.record.page_bytes(sizes))
 
     def _queries(self, cache: LatentCache, queries: tuple[ArrayLike, ArrayLike]) -> jax.Array:
@@ -421,22 +423,3 @@ def _finished(done: Running, shape: tuple[int, int, int], sinks: jax.Array | Non
         mixed = mixed * (1 / (1 + jnp.exp(sinks.reshape(1, -1, 1) - sums)))[..., None]
     # Not `total > 0`, which would hide NaN.
     return jnp.where((total == 0)[..., None], jnp.float32(0), mixed)
-
-
-def checked_tokens(name: str, x: ArrayLike, batch: int, dim: int) -> jax.Array:
-    """(batch, tokens, dim) float32, or an error that says what was given."""
-    x = float_array(name, x)
-    if x.ndim != 3 or (x.shape[0], x.shape[2]) != (batch, dim) or not x.size:
-        raise ValueError(f"`{name}` of shape {x.shape} must be ({batch}, tokens, {dim})")
-    return x.astype(jnp.float32)
-
-
-def check_room(length: jax.Array, tokens: int, capacity: int) -> None:
-    """Raises ValueError where more tokens come than there is room for, if that is known."""
-    known = not isinstance(length, Tracer)
-    if tokens > capacity or (known and int(length) + tokens > capacity):
-        held = int(length) if known else "?"
-        raise ValueError(
-            f"{tokens} more tokens do not fit: the cache holds {held} of {capacity}; make it with "
-            f"a larger `length`"
-        )

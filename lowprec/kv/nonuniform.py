@@ -15,6 +15,7 @@ from jax import lax
 
 from lowprec.kv.codes import Code, Fitted, Parts, as_stored, from_stored
 from lowprec.kv.fixed_order import ordered
+from lowprec.kv.index_format import index_format
 from lowprec.numerics import float32
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.packing import pack, unpack
@@ -23,9 +24,6 @@ from lowprec.scaling.addition import add, subtract
 
 NOWHERE = 0xFFFF
 """The place of a pair that is not used."""
-
-SPARSE = ("outliers", "places")
-"""The parts that hold pairs, one a token for all heads."""
 
 ENDS = ("lower", "upper", "offset", "width")
 """What is fitted to channels."""
@@ -99,8 +97,8 @@ class NonuniformCode(Code):
 
     @property
     def format(self) -> Format:
-        """That packs codes: its values are not looked at."""
-        return Format(name="code", table=tuple(float(x) for x in range(1 << self.bits)))
+        """That packs codes."""
+        return index_format(self.bits)
 
 
 # Compiled as wholes also outside a caller's `jit`: one by one, the operations take seconds.

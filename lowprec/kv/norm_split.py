@@ -25,12 +25,12 @@ from lowprec.kv.fixed_order import (
     square_root,
 )
 from lowprec.kv.gaussian_levels import LloydMax, gaussian_levels
+from lowprec.kv.rotations import hadamard, orthogonal_turn, orthogonal_turn_back
 from lowprec.numerics import float32
 from lowprec.numerics.codec import decode
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.packing import pack, unpack
 from lowprec.numerics.spec import check_spec
-from lowprec.scaling import transforms
 from lowprec.scaling.addition import add, subtract, tree_sum
 
 Matrix = Literal["gaussian", "orthogonal"]
@@ -77,15 +77,15 @@ class NormSplitCode(Code):
         """See `Code.turn`."""
         del fitted
         if self.rotation == "orthogonal":
-            return product(x, orthogonal_matrix(x.shape[-1], self.seed).T)
-        return _hadamard(x)
+            return orthogonal_turn(x, self.seed)
+        return hadamard(x)
 
     def turn_back(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """See `Code.turn_back`."""
         del fitted
         if self.rotation == "orthogonal":
-            return product(x, orthogonal_matrix(x.shape[-1], self.seed))
-        return _hadamard(x)
+            return orthogonal_turn_back(x, self.seed)
+        return hadamard(x)
 
     def encode(self, x: jax.Array, fitted: Fitted) -> Parts:
         """See `Code.encode`; `code` is what the sources do."""
@@ -112,12 +112,6 @@ class NormSplitCode(Code):
         """S, whose rows are sketched with."""
         assert self.sketch is not None
         return sketch_matrix(dim, dim, self.sketch, (self.seed, 1))
-
-
-@functools.cache
-def orthogonal_matrix(size: int, seed: Seed) -> np.ndarray:
-    """`lowprec.kv.fixed_order.orthogonal`, kept."""
-    return orthogonal(size, seed)
 
 
 @functools.cache
@@ -200,18 +194,3 @@ def _half(length: jax.Array) -> jax.Array:
 
 def _bits(number: float) -> np.uint32:
     return np.float32(number).view(np.uint32)
-
-
-def _hadamard(x: jax.Array) -> jax.Array:
-    dim = x.shape[-1]
-    if dim & (dim - 1):
-        raise ValueError(
-            f"a head's {dim} numbers are no power of two, as a Hadamard rotation needs; "
-            f"use rotation = 'orthogonal'"
-        )
-    return _butterflies(x)
-
-
-@jax.jit
-def _butterflies(x: jax.Array) -> jax.Array:
-    return float32.from_bits(transforms.hadamard(float32.to_bits(x), x.shape[-1], -1))

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowprec.kv.codes import Code, Fitted, Parts, as_stored, from_stored
-from lowprec.kv.fixed_order import norm, product
-from lowprec.kv.norm_split import orthogonal_matrix
+from lowprec.kv.fixed_order import norm
+from lowprec.kv.index_format import index_format
 from lowprec.kv.pair import PairSpec
+from lowprec.kv.rotations import orthogonal_turn, orthogonal_turn_back
 from lowprec.kv.store import Layout
 from lowprec.numerics import float32
-from lowprec.numerics.format import Format, get_format
+from lowprec.numerics.format import get_format
 from lowprec.numerics.packing import pack, unpack
 from lowprec.numerics.spec import check_spec
 
@@ -57,12 +58,12 @@ class PolarCode(Code):
     def turn(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """See `Code.turn`."""
         del fitted
-        return product(x, orthogonal_matrix(x.shape[-1], self.seed).T)
+        return orthogonal_turn(x, self.seed)
 
     def turn_back(self, x: jax.Array, fitted: Fitted) -> jax.Array:
         """See `Code.turn_back`."""
         del fitted
-        return product(x, orthogonal_matrix(x.shape[-1], self.seed))
+        return orthogonal_turn_back(x, self.seed)
 
     def encode(self, x: jax.Array, fitted: Fitted) -> Parts:
         """See `Code.encode`; NaN and Inf make NaN and Inf of their block."""
@@ -87,7 +88,7 @@ def _coded(x: jax.Array, code: PolarCode) -> Parts:
     for level, bits in enumerate(code.bits):
         pairs = x.reshape(*x.shape[:-1], -1, 2)
         angle = _sector(pairs, bits) if level == 0 else _quarter(pairs, borders(level, bits))
-        parts[_name(level)] = pack(angle, _format(bits))
+        parts[_name(level)] = pack(angle, index_format(bits))
         x = float32.from_bits(norm(float32.to_bits(pairs)))[..., 0]
     return parts | {"radii": as_stored(x, get_format("float16"))}
 
@@ -97,7 +98,7 @@ def _decoded(parts: Parts, code: PolarCode, dim: int) -> jax.Array:
     x = from_stored(parts["radii"], get_format("float16"))
     for level in reversed(range(len(code.bits))):
         bits = code.bits[level]
-        angle = unpack(parts[_name(level)], _format(bits), dim >> level + 1)
+        angle = unpack(parts[_name(level)], index_format(bits), dim >> level + 1)
         middles = angles(level, bits)
         factors = np.stack([np.cos(middles), np.sin(middles)], axis=-1).astype(np.float32)
         pairs = x[..., None] * jnp.take(jnp.asarray(factors), angle.astype(jnp.int32), axis=0)
@@ -163,14 +164,12 @@ def _name(level: int) -> str:
     return f"codes.{level + 1}"
 
 
-def _format(bits: int) -> Format:
-    """That packs codes: its values are not looked at."""
-    return Format(name="code", table=tuple(float(x) for x in range(1 << bits)))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PolarQuantSpec(PairSpec):
     """PolarQuant (arXiv 2502.02617) with the levels of normal numbers; tokens as they come.
+
+    NaN, Inf and a finite number so large that a radius is beyond 65519 make NaN of all of a head's
+    token, over which the turn back spreads them.
 
     Attributes:
       name: the entry's name.

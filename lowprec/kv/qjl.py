@@ -149,6 +149,9 @@ def _mask(places: jax.Array, dim: int) -> jax.Array:
 class QjlSpec(PairSpec):
     """QJL (arXiv 2406.03482) as its code has it, values as in KIVI.
 
+    NaN, Inf and a norm above 65519 make NaN and Inf of all of a head's key, and NaN of the numbers
+    of a token's values that share a scale.
+
     Attributes:
       name: the entry's name.
       family: `qjl`.

@@ -30,10 +30,18 @@ class Rope:
     def turn(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """`x` (..., tokens, dim) float32 at `positions` (tokens,).
 
+        Raises:
+          ValueError: `dim` is odd.
+
         Example:
           >>> Rope().turn(jnp.ones((1, 2)), jnp.array([0]))
           Array([[1., 1.]], dtype=float32)
         """
+        if x.shape[-1] % 2:
+            raise ValueError(
+                f"`x` of shape {x.shape}: RoPE turns pairs of a head's numbers, of which there are "
+                f"{x.shape[-1]}; use an even `dim`"
+            )
         half = x.shape[-1] // 2
         speeds = (self.theta ** (-np.arange(half) / half)).astype(np.float32)
         angles = positions.astype(jnp.float32)[:, None] * speeds[None]

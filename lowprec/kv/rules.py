@@ -2,7 +2,7 @@
 
 import abc
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,11 @@ class Rule(abc.ABC):
     def always(self) -> int:
         """How many tokens are kept in any case."""
         return 0
+
+    def scaled(self, budget: int, usual: int) -> Self:
+        """The rule for another budget than the `usual` one, that its numbers are made for."""
+        del budget, usual
+        return self
 
     def kept(self, found: Candidates) -> jax.Array:
         """Which are kept in any case, a mask that broadcasts to (batch, heads, candidates)."""

@@ -12,16 +12,17 @@ from jax.typing import ArrayLike
 
 from lowprec.engines.engine import Engine
 from lowprec.kv.attention import Operands
+from lowprec.kv.checks import check_after_rope, check_sizes
 from lowprec.kv.codes import Fitted
 from lowprec.kv.expected_attention import ExpectedAttention
 from lowprec.kv.heavy_hitters import HeavyHitters
 from lowprec.kv.key_difference import KeyDifference
 from lowprec.kv.key_norm import KeyNorm
 from lowprec.kv.method import Spec
-from lowprec.kv.pair import (
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import (
     SIDES,
     PairCache,
-    PairSpec,
     array_bytes,
     checked_queries,
     checked_tokens,
@@ -86,7 +87,8 @@ class SelectionCache:
 class SelectionSpec(Spec):
     """A rule chooses tokens, head by head, and another method keeps them: evicted, then quantized.
 
-    Keys stay turned by the positions at which their tokens stood. What is chosen rests on float32
+    A token whose score is NaN is kept before all others; what is kept is as the store has it. Keys
+    stay turned by the positions at which their tokens stood. What is chosen rests on float32
     sums of this machine: scores that are almost equal may fall otherwise on another.
 
     Attributes:
@@ -128,16 +130,28 @@ class SelectionSpec(Spec):
             raise ValueError(f"{what}: `removed` = {self.removed} must be from 0 to below 1")
         if self.budget is not None:
             self._check_budget(what, self.budget)
-        if self.store.before_rope:
-            raise ValueError(
-                f"{what}: the store {self.store.name} keeps keys before RoPE, and turns them by "
-                f"their place in the cache; use one that keeps them after it"
-            )
+        check_after_rope(what, self.store.name, self.store.before_rope)
         if self.decode == "evict":
             self._check_eviction(what)
 
+    def rule_for(self, budget: int | None) -> AnyRule:
+        """The rule where `init` is given a budget in place of the entry's: see `Rule.scaled`."""
+        if budget is None or self.budget is None:
+            return self.rule
+        return self.rule.scaled(budget, self.budget)
+
+    def raised(self, budget: int) -> int:
+        """The budget, or what the rule keeps in any case where that is more.
+
+        Example:
+          >>> from lowprec.kv import get_kv_method
+          >>> get_kv_method("streaming").spec.raised(2), get_kv_method("h2o").spec.raised(2)
+          (4, 2)
+        """
+        return max(1, budget, self.rule_for(budget).always)
+
     def _check_budget(self, what: str, budget: int) -> None:
-        least = max(1, self.rule.always)
+        least = max(1, self.rule_for(budget).always)
         if budget < least:
             raise ValueError(
                 f"{what}: `budget` = {budget} must be at least {least}, which the rule "
@@ -191,11 +205,10 @@ class SelectionSpec(Spec):
             turns queries back; None: they were not.
           prompt: how many of `length` tokens are chosen from, where later ones are kept; by default
             all, which leaves no room for later ones.
-          budget: instead of the entry's `budget` or `removed`.
+          budget: instead of the entry's `budget` or `removed`; what a rule keeps in any case is
+            scaled with it where the source has it as a share of the budget (H2O).
         """
-        for name, size in (("batch", batch), ("heads", heads), ("dim", dim), ("length", length)):
-            if whole_number(name, size) < 1:
-                raise ValueError(f"`{name}` = {size} must be at least 1")
+        check_sizes(batch=batch, heads=heads, dim=dim, length=length)
         if rope is not None and not isinstance(self.rule, ExpectedAttention):
             raise ValueError(f"`rope` = {rope}: the method {self.name} looks at none; leave it out")
         if budget is not None:
@@ -231,7 +244,7 @@ class SelectionSpec(Spec):
             assert self.removed is not None
             # Python's float64 arithmetic, as in kvpress's compute_n_kept.
             budget = max(1, int(tokens * (1 - self.removed)))
-        return min(tokens, max(budget, self.rule.always))
+        return min(tokens, self.raised(budget))
 
     def append(
         self,
@@ -295,7 +308,7 @@ class SelectionSpec(Spec):
                 query_positions=places,
                 rope=cache.rope,
             )
-            index = choose(self.rule, found, count)[0]
+            index = choose(self.rule_for(cache.budget), found, count)[0]
             k, v, positions = taken(k, index), taken(v, index), taken(positions, index)
         pair = self.store.append(fitted, cache.pair, k, v)
         slots = jnp.arange(count) + cache.kept
@@ -349,7 +362,7 @@ class SelectionSpec(Spec):
             query_positions=places,
             rope=cache.rope,
         )
-        index, noted = choose(self.rule, found, slots)
+        index, noted = choose(self.rule_for(cache.budget), found, slots)
         kept = jnp.minimum(cache.kept + tokens, slots)
         stores = {
             side: _replaced(layout, getattr(cache.pair, side), x, index, fitted.get(side, {}))

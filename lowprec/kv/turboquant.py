@@ -10,7 +10,10 @@ import numpy as np
 
 from lowprec.kv.codes import BlockCode, Code, Fitted, Parts, PlainCode
 from lowprec.kv.norm_split import NormSplitCode
-from lowprec.kv.pair import SIDES, PairSpec
+from lowprec.kv.pair import PairSpec
+from lowprec.kv.pair_cache import SIDES, PairCache
+from lowprec.kv.rope import Rope
+from lowprec.kv.samples import check_shape, whole_samples
 from lowprec.kv.store import Layout
 from lowprec.numerics.format import Format, get_format
 from lowprec.numerics.spec import check_spec
@@ -91,6 +94,9 @@ class ChannelSplitCode(Code):
 class TurboQuantSpec(PairSpec):
     """TurboQuant (arXiv 2504.19874), and what vLLM makes of it; tokens are coded as they come.
 
+    NaN, Inf or a norm above 65519 make NaN and Inf of all of a head's token in a norm-split code.
+    Values in vLLM's integers read a NaN as a finite number, and beside Inf or 1e30 are NaN.
+
     Attributes:
       name: the entry's name.
       family: `turboquant`.
@@ -129,20 +135,39 @@ class TurboQuantSpec(PairSpec):
     def fit(self, samples: Sequence[Mapping[str, np.ndarray]]) -> Fitted:
         """Each head's channels by falling sum of squares over all samples; of equal ones in order.
 
-        A sample's `k` and `v` are (batch, heads, tokens, dim); Inf and NaN are a ValueError.
+        Args:
+          samples: with `k` and `v` (batch, heads, tokens, dim), of one size of heads and dim.
+
+        Raises:
+          ValueError: a sample lacks keys or values, has Inf or NaN or other heads than the first.
         """
         found = {}
         for side, name in zip(SIDES, ("k", "v"), strict=True):
-            if any(name not in sample for sample in samples):
-                raise ValueError(f"`samples`: one lacks {name!r}, which {self.name} is fitted to")
-            squares = sum(
-                np.sum(np.asarray(sample[name], np.float64) ** 2, axis=(0, 2)) for sample in samples
-            )
-            if not np.isfinite(squares).all():
-                raise ValueError(f"`samples`: {name} has Inf or NaN, by which no channel is chosen")
+            data = whole_samples(self.name, samples, name)
+            squares = sum(np.sum(x.astype(np.float64) ** 2, axis=(0, 2)) for x in data)
             order = np.argsort(-np.asarray(squares), axis=-1, kind="stable")
             found[side] = {"channels": order.astype(np.int32)}
         return found
+
+    def init(
+        self,
+        fitted: Fitted,
+        batch: int,
+        heads: int,
+        dim: int,
+        length: int,
+        *,
+        rope: Rope | None = None,
+    ) -> PairCache:
+        """See `KVMethod.init`; heads and dim of a calibrated method are those of its samples."""
+        if fitted:
+            check_shape(self.name, fitted["keys"]["channels"].shape, (heads, dim))
+        return super().init(fitted, batch, heads, dim, length, rope=rope)
+
+    def nbytes(self, fitted: Fitted, *, kv_heads: int, dim: int, length: int | None) -> float:
+        """See `Spec.nbytes`; the order of channels, one a layer, is not counted."""
+        del fitted
+        return super().nbytes({}, kv_heads=kv_heads, dim=dim, length=length)
 
     def layouts(self) -> tuple[Layout, Layout]:
         """See `PairSpec.layouts`."""

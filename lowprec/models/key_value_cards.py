@@ -13,7 +13,7 @@ import numpy as np
 from lowprec.models import key_value_statistics as measures
 from lowprec.models.array_checks import check_values, is_float, quoted
 from lowprec.models.key_value_statistics import Attention, Floats
-from lowprec.models.key_value_targets import TARGETS, Statistic
+from lowprec.models.key_value_targets import TARGETS, Statistic, Target
 from lowprec.models.key_values import MEMBERS, KeyValueSample
 
 
@@ -83,7 +83,7 @@ _ATTENTION: dict[str, Callable[[Attention], float | None]] = {
 }
 
 
-def card(sample: KeyValueSample) -> KeyValueCard:
+def card(sample: KeyValueSample, *, targets: tuple[Target, ...] = TARGETS) -> KeyValueCard:
     """The card of one layer's keys and values.
 
     Token 0 counts as the sink and is left out of all other statistics.
@@ -91,13 +91,16 @@ def card(sample: KeyValueSample) -> KeyValueCard:
     Args:
         sample: finite floats, at least 8 tokens. What needs queries, or keys before RoPE, is None
             without them.
+        targets: what is expected, some or all of `TARGETS` with other bounds where a layer is of
+            another kind.
 
     Returns:
         Every target beside its value, the mean over sequences and heads.
 
     Raises:
         TypeError: an array is not of floats.
-        ValueError: NaN or Inf, an empty array, an odd dim, or fewer than 8 tokens.
+        ValueError: NaN or Inf, an empty array, an odd dim, or fewer than 8 tokens; a target that
+            nothing measures.
 
     Example:
         >>> from lowprec.models.synthetic_kv import SyntheticKV, generate
@@ -106,6 +109,12 @@ def card(sample: KeyValueSample) -> KeyValueCard:
         (0.3, 0.4, 0.8, True)
     """
     _check(sample)
+    unknown = {target.name for target in targets} - {target.name for target in TARGETS}
+    if unknown:
+        raise ValueError(
+            f"`targets`: nothing measures {', '.join(sorted(unknown))}; use the names of "
+            "key_value_targets.TARGETS"
+        )
     collected: dict[str, list[float]] = {target.name: [] for target in TARGETS}
     batch, kv_heads = sample.k.shape[:2]
     for sequence in range(batch):
@@ -115,7 +124,7 @@ def card(sample: KeyValueSample) -> KeyValueCard:
                     collected[name].append(value)
     statistics = [
         Statistic(**asdict(target), value=float(np.mean(values)) if values else None)
-        for target in TARGETS
+        for target in targets
         for values in (collected[target.name],)
     ]
     shape = sample.k.shape

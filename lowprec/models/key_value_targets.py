@@ -4,7 +4,7 @@ A target is published, or it says that it was chosen: then it is what the synthe
 at, and no claim about trained models.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,3 +218,16 @@ TARGETS = (
     ),
 )
 """What a card measures and what is expected, in the order in which a card lists it."""
+
+_STRONG = (
+    "norm-separated quantization (github.com/metaSATOKEN/norm-separated-quantization): 8 to 100 "
+    "times larger than average, as in Qwen2-7B"
+)
+
+STRONG_OUTLIER_TARGETS = tuple(
+    replace(target, low=8, high=100, source=_STRONG)
+    if target.name in ("k_absmax_ratio", "k_absmax_ratio_after_rope")
+    else target
+    for target in TARGETS
+)
+"""The same of layers whose keys have stronger outliers than Llama's."""

@@ -141,7 +141,7 @@ def to_torch(x: ArrayLike, fmt: str | Format | None = None) -> Any:
     torch = dlpack.torch()
     if fmt is not None:
         x = from_codes(x, fmt)
-    name = np.dtype(x.dtype).name if hasattr(x, "dtype") else np.asarray(x).dtype.name
+    name = np.dtype(getattr(x, "dtype", None) or np.asarray(x).dtype).name
     if name == "float4_e2m1fn":
         return _pairs(torch, to_codes(x))
     wanted = getattr(torch, name, None)

@@ -8,6 +8,7 @@ float16 subnormals lies further from every one of them than half a unit of float
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -22,12 +23,14 @@ from lowprec.scaling.addition import add, subtract
 from lowprec.scaling.block import Block
 from lowprec.scaling.codings import Affine
 from lowprec.scaling.once import once
-from lowprec.scaling.tiles import amax_bits, spread
+from lowprec.scaling.tiles import amax_bits, beside_tiles, spread
 
 _INTEGER = Format(name="integer", exponent_bits=0, mantissa_bits=23, bias=-22)
 """Sign and magnitude below 2^23: larger float32 values are integers already."""
 _BEYOND_INTEGER = np.uint32((127 + 23) << 23)
 _LOW_BITS = np.uint32(0xF)
+_FEW = 4
+"""Codes are few where a tile has at least so many elements for each."""
 
 
 class Tile(NamedTuple):
@@ -87,13 +90,41 @@ def dequantize(
     tiles: tuple[int, ...],
 ) -> jax.Array:
     """float32 bits of the values of codes, scales and offsets, the latter two float32 bits."""
+    kinds, tile = 1 << block.element.bits, math.prod(tiles)
+    if block.element.table is not None or kinds * _FEW > tile:
+        return _values(codes, *_spread(scales, offsets, codes.shape, tiles), block)
+    # Less work than for every element: all values of a tile, of which codes then choose.
+    ones = [jnp.full(scales.shape, code, codes.dtype) for code in range(kinds)]
+    found = once(lambda *given: [_values(code, *given, block) for code in ones], scales, offsets)
+    return beside_tiles(_chosen, [codes], found, tiles)
+
+
+def _chosen(codes: jax.Array, *values: jax.Array) -> jax.Array:
+    """Of 2^n values the one of each code."""
+    bit = 1
+    while len(values) > 1:
+        set_ = (codes & np.asarray(bit, codes.dtype)) != 0
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values, bit = tuple(jnp.where(set_, one, zero) for zero, one in pairs), bit * 2
+    return values[0]
+
+
+def _spread(
+    scales: jax.Array, offsets: jax.Array | None, shape: tuple[int, ...], tiles: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array | None]:
+    each = None if offsets is None else spread(offsets, shape, tiles)
+    return spread(scales, shape, tiles), each
+
+
+def _values(
+    codes: jax.Array, scale: jax.Array, offset: jax.Array | None, block: Block
+) -> jax.Array:
+    """float32 bits of the values of codes, each with its own scale and offset."""
     affine = _affine(block)
     q = decode_bits(codes.astype(jnp.uint32), block.element)
-    scale = spread(scales, codes.shape, tiles)
-    if offsets is None:
+    if offset is None:
         zero = decode_bits(scale & _LOW_BITS, block.element)
         return float32.multiply(subtract(q, zero), scale & ~_LOW_BITS)
-    offset = spread(offsets, codes.shape, tiles)
     rounded = functools.partial(_rounded, to=affine.arithmetic)
     if affine.zero_point == "minimum":
         value = _multiply_add(q, scale, offset, affine)

@@ -16,13 +16,13 @@ from lowprec.numerics.codec import decode_bits, encode_bits, encode_number, magn
 from lowprec.numerics.format import Format
 from lowprec.scaling.block import Block
 from lowprec.scaling.rules import Scales, scaled_elements
-from lowprec.scaling.tiles import amax_bits, spread
+from lowprec.scaling.tiles import amax_bits, beside_tiles, spread
 
 # Between 2^-48 and 2^48 no product of an element with both of its scales comes near float32's ends.
 _RANGE = 48
 _LOW, _HIGH = ((np.uint32(127 + side * _RANGE) << 23) for side in (-1, 1))
 # Smaller tensors take less time in the general way than a second way takes to compile.
-_WORTHWHILE = 1 << 21
+_WORTHWHILE = 1 << 19
 # In these modes a number below half of the smallest element is zero, as is one that was flushed:
 # times 2^48 it is far below that of a moderate format.
 _MODES = ("nearest_even", "nearest_away", "nearest_toward_zero", "toward_zero")
@@ -105,13 +105,15 @@ def decode_scaled(
     if tensor is not None:
         ordinary &= jnp.all(_within(tensor))
 
-    def quick() -> jax.Array:
+    nothing = _nothing(scales)
+
+    def product(codes: jax.Array, *factors: jax.Array) -> jax.Array:
         value = float32.from_bits(decode_bits(codes.astype(jnp.uint32), element))
-        value = value * _each(float32.from_bits(scales), codes, tiles)
-        if tensor is not None:
+        value = value * float32.from_bits(factors[-1])
+        for own in factors[:-1]:
             # Products of products are put in another order where the compiler sees both.
-            opaque = float32.to_bits(value) | (codes.astype(jnp.uint32) & _nothing(scales))
-            value = float32.from_bits(opaque) * float32.from_bits(tensor)
+            opaque = float32.to_bits(value) | (codes.astype(jnp.uint32) & nothing)
+            value = float32.from_bits(opaque) * float32.from_bits(own)
         if not element.has_nan:
             return value
         # Of a NaN's sign and payload IEEE 754 leaves the choice.
@@ -120,6 +122,12 @@ def decode_scaled(
             nan, float32.from_bits(jnp.full_like(nan, float32.QUIET_NAN, jnp.uint32)), value
         )
 
+    whole = (
+        []
+        if tensor is None
+        else [jnp.reshape(tensor, (1,) * (codes.ndim - tensor.ndim) + tensor.shape)]
+    )
+    quick = lambda: beside_tiles(product, [codes, *whole], [scales], tiles)
     return float32.to_bits(lax.cond(ordinary, quick, general))
 
 

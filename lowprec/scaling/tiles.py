@@ -1,5 +1,7 @@
 """Tiles of an array: the largest magnitude in each, and a value a tile spread over its elements."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -67,6 +69,36 @@ def spread(per_tile: jax.Array, shape: tuple[int, ...], tiles: tuple[int, ...]) 
         per_tile.reshape(interleaved), repeated, tuple(range(len(repeated)))
     ).reshape([count * tile for count, tile in zip(counts, tiles, strict=True)])
     return full if full.shape == shape else full[tuple(slice(size) for size in shape)]
+
+
+def beside_tiles(
+    function: Callable[..., jax.Array],
+    elements: Sequence[jax.Array],
+    per_tile: Sequence[jax.Array],
+    tiles: tuple[int, ...],
+) -> jax.Array:
+    """`function(*elements, *per_tile)`, elementwise, each tile's values beside its elements.
+
+    With an axis of tiles and one of a tile's elements each loop reads one value a tile; `spread`
+    makes the compiler look each element's up, several times as slowly.
+
+    Args:
+      elements: arrays that broadcast to the first one, and with as many axes.
+      per_tile: arrays of one shape, one value a tile.
+    """
+    shape = elements[0].shape
+    if any(size % tile for size, tile in zip(shape, tiles, strict=True)):
+        return function(*elements, *(spread(x, shape, tiles) for x in per_tile))
+
+    def split(x: jax.Array, sizes: tuple[int, ...]) -> jax.Array:
+        pairs = zip(x.shape, sizes, strict=True)
+        return x.reshape(
+            [y for size, tile in pairs for y in (size // min(size, tile), min(size, tile))]
+        )
+
+    one = (1,) * len(shape)
+    given = [split(x, tiles) for x in elements] + [split(x, one) for x in per_tile]
+    return function(*given).reshape(shape)
 
 
 def tiles_of(

@@ -1,16 +1,16 @@
 """Operands of a study of accumulation: random numbers of a kind, or drawn after a captured card."""
 
 import csv
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import NormalDist
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from lowprec.models.synthetic_operands import Card as Card
+from lowprec.models.synthetic_operands import synthesize as synthesize
 from lowprec.numerics.format import Format
 from lowprec.scaling.cast import cast
 from lowprec.study.accumulation_config import Config, Distribution
@@ -25,20 +25,6 @@ KINDS: dict[str, Draw] = {
 }
 """Kinds of independent numbers: U(0, 1), U(-1, 1), N(0, 1), its magnitude, its positive part."""
 CARD = "card:"
-
-
-class Card(NamedTuple):
-    """What of a captured operand's card a synthetic one keeps.
-
-    Attributes:
-      rms, excess_kurtosis, outlier_channel_ratio: as `lowprec.models.cards.OperandCard`.
-      channels: how many the captured operand had, of which the outlier is the largest.
-    """
-
-    rms: float
-    excess_kurtosis: float
-    outlier_channel_ratio: float
-    channels: int
 
 
 class Operands(NamedTuple):
@@ -68,34 +54,6 @@ def card_of(row: Mapping[str, str]) -> Card:
         outlier_channel_ratio=float(row["outlier_channel_ratio"]),
         channels=int(channels),
     )
-
-
-def synthesize(card: Card, rng: np.random.Generator, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Numbers after a card: (vectors, K), independent but for the size of their channel.
-
-    A channel's scale is exp(s z), z normal, with s such that the largest of as many channels as
-    were captured is expected at `outlier_channel_ratio` times the median. The numbers of a channel
-    are its scale times Student's t with the degrees of freedom that make the kurtosis of the whole
-    the card's: scales alone give 3 exp(4 s^2), and where that is enough the numbers are normal.
-    The rms is the card's. What the card does not say is not there: means, directions that vectors
-    share, and any relation between the two operands of a product.
-
-    Args:
-      card: of the captured operand.
-      rng: where the numbers come from.
-      shape: vectors and K, which may exceed the captured ones.
-    """
-    vectors, depth = shape
-    place = (card.channels - 0.375) / (card.channels + 0.25)  # Blom 1958: the largest of n
-    spread = math.log(max(card.outlier_channel_ratio, 1.0)) / NormalDist().inv_cdf(place)
-    scales = np.exp(spread * rng.standard_normal(depth))
-    excess = (card.excess_kurtosis + 3) / math.exp(4 * spread**2) - 3
-    if excess > 0:
-        freedom = 4 + 6 / excess
-        numbers = rng.standard_t(freedom, (vectors, depth)) / math.sqrt(freedom / (freedom - 2))
-    else:
-        numbers = rng.standard_normal((vectors, depth))
-    return numbers * (scales * card.rms / math.exp(spread**2))
 
 
 def draw(

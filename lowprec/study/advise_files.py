@@ -16,7 +16,7 @@ from lowprec.gemm.recipe import ROLES, OperandPair, Promotion, Recipe, Role, get
 from lowprec.numerics.format import Format, get_format, names_format
 from lowprec.scaling.block import Block, get_block, list_blocks
 
-PARTS = "parts"
+PARTS, PREFIX = "parts", "advice_"
 _OWN = ("engine", "scales", "output", "promote_every")
 """What a role may set in place of the recipe's own; the last cannot be unset there."""
 
@@ -52,7 +52,7 @@ def layer_recipes(layer: str, chosen: Mapping[Role, Recipe]) -> list[Recipe]:
         # What is never promoted goes with whatever else there is.
         key = next((key for key in groups if key[1] == "sequential"), (None, "sequential"))
         groups[key] = groups.get(key, {}) | free
-    name = f"advice_{safe(layer)}"
+    name = f"{PREFIX}{safe(layer)}"
     return [
         _joined(name if len(groups) == 1 else "_".join((name, *own)), own)
         for own in groups.values()
@@ -130,6 +130,31 @@ def write_recipes(
         path.write_text(comments + recipe_toml(recipe, out), encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def read_recipes(folder: Path) -> dict[str, Recipe]:
+    """By layer, the recipes for the forward product that `write_recipes` wrote into a folder.
+
+    Raises:
+      ValueError: there are none, or one is malformed.
+
+    Example:
+      >>> chosen = {"fc": {"fprop": get_recipe("mxfp4").in_role("fprop")}}
+      >>> _ = write_recipes(chosen, Path("/tmp/advice"), {})
+      >>> read_recipes(Path("/tmp/advice"))["fc"].fprop.a.name
+      'mxfp4'
+    """
+    found: dict[str, Recipe] = {}
+    for path in sorted(folder.glob(f"{PREFIX}*.toml")):
+        layer, roles = path.stem.removeprefix(PREFIX), set[str]()
+        while layer.rpartition("_")[2] in ROLES:
+            layer, _, role = layer.rpartition("_")
+            roles.add(role)
+        if not roles or ROLES[0] in roles:
+            found[layer] = get_recipe(str(path))
+    if not found:
+        raise ValueError(f"{folder}: holds no recipes, {PREFIX}LAYER.toml of lowprec advise --out")
+    return found
 
 
 def recipe_toml(recipe: Recipe, folder: Path) -> str:

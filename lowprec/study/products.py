@@ -44,7 +44,7 @@ def _product_row(
 ) -> ProductRow:
     pair = getattr(recipe, role)
     shared = (a, b) if _takes_means(pair) else (padded(a), padded(b))
-    y, left, right = _run(*shared, recipe, role)
+    y, left, right = quantized_product(*shared, recipe, role)
     y = y[: a.shape[0], : b.shape[1]]
     wide_a, wide_b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     measures = measure(np.asarray(y, np.float64), wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b))
@@ -89,9 +89,17 @@ def _shared_size(size: int) -> int:
     return next((shared for shared in _SHARED_SIZES if size <= shared), size)
 
 
-def _run(a: jax.Array, b: jax.Array, recipe: Recipe, role: Role) -> tuple[jax.Array, Fate, Fate]:
-    """The halves of `gemm`: each operand is quantized once for the product and its statistics."""
-    summed, key = summation(recipe, role), jax.random.key(0) if recipe.stochastic else None
+def quantized_product(
+    a: jax.Array, b: jax.Array, recipe: Recipe, role: Role, key: jax.Array | None = None
+) -> tuple[jax.Array, Fate, Fate]:
+    """A product under a recipe as it stands in a role, and what became of both operands' elements.
+
+    The halves of `gemm`: each operand is quantized once for the product and its statistics. A
+    stochastic recipe without `key` draws from key 0.
+    """
+    summed = summation(recipe, role)
+    if recipe.stochastic and key is None:
+        key = jax.random.key(0)
     both = [_prepare(**given) for given in to_prepare(recipe, role, a, b, key)]
     (left, a_fate), (right, b_fate) = both
     return multiply_operands(left, right, summed), a_fate, b_fate

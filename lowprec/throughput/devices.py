@@ -1,4 +1,4 @@
-"""Devices and links to host memory: constants of the decode model, each with its source.
+"""Devices and links to host memory: constants of the models, each with its source.
 
 `devices.toml` is the registry; a user's own TOML file has the keys of one `Device`, and plain
 numbers where it names no source.
@@ -36,7 +36,7 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device:
-    """A device of the decode model.
+    """A device of the models of decoding and of products.
 
     Attributes:
       name, title: how it is asked for, and what figures call it.
@@ -45,9 +45,14 @@ class Device:
       memory_gigabytes, memory_terabytes_per_second: 1e9 and 1e12 bytes.
       bfloat16_teraflops, float8_teraflops, float4_teraflops: dense tensor-core rates with float32
         accumulation; None where there are none.
+      scaled_float8_teraflops: of the instructions of 8 bits that apply block scales; None where
+        they are as fast as the plain ones.
       multiprocessors, clock_gigahertz: of the units that dequantize.
-      l2_megabytes, nvlink_gigabytes_per_second: for reference (NVLink in both directions together);
-        no term of the model reads them.
+      sustained_gigahertz: what power leaves of the clock while tensor cores work; None for all.
+      l2_megabytes: of the cache that all share; tells which benchmarks read no memory.
+      nvlink_gigabytes_per_second: in both directions together; None where devices meet on the link
+        to the host alone.
+      network_gigabytes_per_second: of the network card beside each device, in one direction.
     """
 
     name: str
@@ -59,10 +64,13 @@ class Device:
     bfloat16_teraflops: Constant
     float8_teraflops: Constant | None = None
     float4_teraflops: Constant | None = None
+    scaled_float8_teraflops: Constant | None = None
     multiprocessors: Constant
     clock_gigahertz: Constant
+    sustained_gigahertz: Constant | None = None
     l2_megabytes: Constant | None = None
     nvlink_gigabytes_per_second: Constant | None = None
+    network_gigabytes_per_second: Constant | None = None
 
     @property
     def memory(self) -> float:
@@ -79,8 +87,28 @@ class Device:
         """Cycles per second of all multiprocessors together."""
         return self.multiprocessors.value * self.clock_gigahertz.value * 1e9
 
-    def peak(self, product: ProductFormat = "bfloat16") -> float:
+    @property
+    def sustained_share(self) -> float:
+        """The share of the clock, and of peak flop, that power leaves to products.
+
+        Example:
+          >>> [round(get_device(name).sustained_share, 2) for name in ("h800", "h20")]
+          [0.87, 1.0]
+        """
+        if self.sustained_gigahertz is None:
+            return 1.0
+        return min(1.0, self.sustained_gigahertz.value / self.clock_gigahertz.value)
+
+    def has(self, product: ProductFormat) -> bool:
+        """Whether the device has products of a format."""
+        return getattr(self, f"{product}_teraflops") is not None
+
+    def peak(self, product: ProductFormat = "bfloat16", *, scaled: bool = False) -> float:
         """Peak flop per second of products of a format.
+
+        Args:
+          product: the format.
+          scaled: whether the instruction applies block scales.
 
         Raises:
           ValueError: the device has no such products.
@@ -88,8 +116,13 @@ class Device:
         Example:
           >>> get_device("h20").peak()
           148000000000000.0
+          >>> rtx = get_device("rtx_5090")
+          >>> rtx.peak("float8", scaled=True) / rtx.peak("float8")
+          2.0
         """
         rate: Constant | None = getattr(self, f"{product}_teraflops")
+        if scaled and product == "float8" and self.scaled_float8_teraflops is not None:
+            rate = self.scaled_float8_teraflops
         if rate is None:
             raise ValueError(f"{self.name} has no products of {product}; use a cache whose "
                              "`product` is bfloat16")  # fmt: skip

@@ -103,6 +103,10 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     for call, message in (
         (lambda: changed(pooled=24), "`pooled` = 24 and `block` = 64 must be multiples"),
         (lambda: changed(stride=0), "must be at least 1"),
+        (
+            lambda: changed(store=get_kv_method("kvquant_3bit").spec),
+            "the store kvquant_3bit keeps keys before RoPE, and turns them by their place",
+        ),
         (lambda: changed(chosen=2), "`chosen` = 2 must be at least `first` = 1"),
         (lambda: changed(newest=0), "`newest` = 0"),
         (lambda: method.attend(cache, jnp.ones((1, 2, 1, 16)), causal=False), "`causal` = False"),

@@ -96,6 +96,24 @@ def test_levels_of_normal_numbers_are_the_published_ones(bits: int) -> None:
     assert np.abs(scaled * 8 - found).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("bits", "factor", "kept"),
+    [(1, 1.45, 0.637), (2, 1.88, 0.883), (3, 2.21, 0.965), (4, 2.43, 0.99), (5, 2.56, 0.997)],
+)
+def test_errors_fall_by_a_quarter_a_bit_and_shrink_products(
+    bits: int, factor: float, kept: float
+) -> None:
+    """TurboQuant, theorems 1 and 3: between 1 and sqrt(3) pi / 2 times 4^-bits."""
+    levels = np.array(gaussian_levels(bits, 1, EXACT).table)
+    error = _normal_error(levels)
+    assert round(error * 4**bits, 2) == factor and 1 < factor < math.sqrt(3) * math.pi / 2
+    # E x q(x): as each level is its cell's mean, E q(x)^2 is the same, and both are 1 - error.
+    ends = [-math.inf, *(levels[1:] + levels[:-1]) / 2, math.inf]
+    density = [math.exp(-x * x / 2) / math.sqrt(2 * math.pi) for x in ends]
+    product = sum(level * (density[i] - density[i + 1]) for i, level in enumerate(levels))
+    assert round(product, 3) == kept and abs(product - (1 - error)) < 1e-6
+
+
 @pytest.mark.parametrize("bits", [3, 4])
 def test_levels_of_the_source_are_those_of_its_sums(bits: int) -> None:
     got = np.array(gaussian_levels(bits, 128, VLLM).table, np.float32)

@@ -108,12 +108,15 @@ def float16(stored: jax.Array) -> np.ndarray:
 
 def stored_codes(parts: Parts, side: str, dim: int, width: int) -> np.ndarray:
     """(1, heads, tokens, dim) codes, unpacked bit by bit."""
-    bits = np.unpackbits(np.asarray(parts["codes"]), axis=-1, bitorder="little")
+    packed = np.asarray(parts["codes"])
+    if side == "k":
+        # A byte has some tokens of one number.
+        packed = packed.reshape(*packed.shape[:3], -1, dim).swapaxes(-1, -2)
+    bits = np.unpackbits(packed, axis=-1, bitorder="little")
     numbers = bits.reshape(*bits.shape[:-1], -1, width) @ (1 << np.arange(width))
     if side == "v":
         return numbers
-    units = numbers.reshape(*numbers.shape[:3], dim, -1).swapaxes(-1, -2)
-    return units.reshape(1, numbers.shape[1], -1, dim)
+    return numbers.swapaxes(-1, -2).reshape(1, numbers.shape[1], -1, dim)
 
 
 def source_codes(want: dict[str, np.ndarray], side: str, width: int) -> np.ndarray:

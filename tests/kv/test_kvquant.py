@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import tomllib
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lowprec import catalogue
 from lowprec.kv import KVMethod, Rope, get_kv_method
 from lowprec.kv.kvquant import KVQuantSpec, k_means
 from lowprec.kv.nonuniform import NOWHERE, NonuniformCode
@@ -179,6 +181,8 @@ def test_gradients_weigh() -> None:
     assert weighed["keys"]["levels"].mean() > plain["keys"]["levels"].mean() + 0.1
     assert np.allclose(weighed["values"]["levels"], plain["values"]["levels"], atol=1e-6)
     assert_bits_equal(weighed["keys"]["lower"], plain["keys"]["lower"])
+    with pytest.raises(ValueError, match=r"v_grad of the shapes .* is not that of v"):
+        KVMethod(spec=SPEC).fit([sample | {"v_grad": heavy[:, :, :7]}])
 
 
 def test_k_means_is_lloyd_max_where_weights_are_equal() -> None:
@@ -191,20 +195,22 @@ def test_k_means_is_lloyd_max_where_weights_are_equal() -> None:
         k_means(np.array([1.0, 2.0, 3.0, 3.0, 9.0]), np.array([1.0, 1, 1, 1, 0]), 4, 10)
 
 
-@pytest.mark.parametrize(("bits", "published"), [(2, 19087), (3, 27279), (4, 35471)])
-def test_bytes_are_the_tables(bits: int, published: int) -> None:
-    """The table counts b + 0.33 bits, for a model of 32 heads; with 8, V's ranges cost more."""
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_tokens_bytes_are_those_of_the_arrays(bits: int) -> None:
+    """The paper's b + 0.33 is of pairs that there are, of 32 heads: 0.01 of 32 bits, and ranges."""
     method = get_kv_method(f"kvquant_{bits}bit")
+    lines = tomllib.loads((catalogue.folder() / "kv" / f"{method.name}.toml").read_text())
+    assert method.bits_per_element() == lines["claims"]["bits_per_element"] == bits + 0.40625
+    # 42 pairs for 40.96, and 64 bits of a token's range, in values alone.
     wide = method.bits_per_element(kv_heads=32)
-    assert round(wide, 2) == bits + 0.33
-    assert abs(65536 * round(wide, 2) / 8 - published) < 1
-    narrow = method.bits_per_element(kv_heads=8)
-    assert narrow == bits + 0.35125
-    # 0.01 * 32 for pairs, 64 / 1024 for a token's range, in values alone.
-    assert math.isclose(narrow, bits + 0.32 + 64 / 1024 / 2)
+    assert wide == bits + 42 * 32 / 4096 + 64 / 4096 / 2
+    assert round(wide - 42 * 32 / 4096 + 0.01 * 32, 2) == bits + 0.33
+    # What a longer cache takes more for each token that is added.
+    sizes = [method.spec.init({}, 1, 8, 128, tokens).nbytes for tokens in (300, 100)]
+    assert sizes[0] - sizes[1] == 200 * method.bytes_per_token(layers=1, kv_heads=8, dim=128)
 
 
-def test_room_for_outliers_counts_where_a_length_is_given() -> None:
+def test_room_for_outliers_counts() -> None:
     method = get_kv_method("kvquant_3bit")
     # 6 pairs at either end for 5.12, and one exact token of 2 bytes a number.
     of_tokens = 100 * 2 * (3 * 1024 / 8 + 12 * 4) + 100 * 8
@@ -212,6 +218,22 @@ def test_room_for_outliers_counts_where_a_length_is_given() -> None:
     cache = method.spec.init({}, 1, 8, 128, 100)
     assert cache.nbytes == of_tokens + 2 * 2 * 1024
     assert NonuniformCode(bits=3, outliers=0.01, per="token").tail(4096) == 21
+
+
+@pytest.mark.parametrize(("size", "shift"), [(1e7, 0.0), (2e4, 5e4)])
+def test_ranges_that_float16_does_not_hold_are_refused(size: float, shift: float) -> None:
+    """An end beyond 65504, or two whose sum is: keys would be read as 0 or NaN."""
+    k, v = tokens(40)
+    k = k / np.abs(k).max()
+    loud = k.copy()
+    loud[:, 1] = loud[:, 1] * size + shift
+    with pytest.raises(ValueError, match=r"k_before_rope of the heads \[1\] .* of head 1"):
+        KVMethod(spec=SPEC).fit([{"k_before_rope": loud, "v": v}])
+    # As the message says, a power of two less is taken.
+    small = KVMethod(spec=SPEC).fit([{"k_before_rope": loud / 1024, "v": v}]).ready()["keys"]
+    assert all(np.isfinite(x).all() for x in small.values())
+    # Values have ranges of their own, in float32.
+    assert KVMethod(spec=SPEC).fit([{"k_before_rope": k, "v": loud}]).fitted is not None
 
 
 @pytest.mark.slow

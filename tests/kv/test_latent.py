@@ -332,9 +332,33 @@ def test_errors_name_what_was_given() -> None:
         method.attend(cache, q, q_rope, scale=1.0, sink=np.ones(3))
     with pytest.raises(ValueError, match="`splits` = 0 must be at least 1"):
         method.attend(cache, q, q_rope, scale=1.0, splits=0)
+    for size in (0, -5):
+        for name in ("mla_bf16", "dsa"):
+            with pytest.raises(ValueError, match=f"`length` = {size} must be at least 1"):
+                get_kv_method(name).bits_per_element(size)
     paged = get_kv_method("mla_fp8_584")
     with pytest.raises(ValueError, match="tile = 100 must be a multiple of the 64 tokens of a"):
         paged.attend(paged.init(1, 8, 4, 3), q, q_rope, scale=1.0, schedule=Schedule(tile=100))
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_takes_its_tile_along() -> None:
+    """128 numbers of an FP8 latent and 16 of an NVFP4 one; rotary keys are each for themselves."""
+    for name, tile, infinite in (("mla_fp8_656", 128, np.nan), ("mla_nvfp4", 16, 2688.0)):
+        method = get_kv_method(name)
+        read = jax.jit(lambda c, r, m=method: m.read(m.append(m.init(1, 512, 64, 3), c, r)))
+        calm = np.random.default_rng(0).normal(size=(1, 3, 576)).astype(np.float32)
+        before = np.concatenate(read(calm[..., :512], calm[..., 512:]), axis=-1)
+        for given, want in ((np.nan, np.nan), (np.inf, infinite)):
+            struck = calm.copy()
+            struck[0, 1, [5, 520]] = given
+            got = np.concatenate(read(struck[..., :512], struck[..., 512:]), axis=-1)[0, 1]
+            np.testing.assert_array_equal(got[[5, 520]], [want, given])
+            others = got[:tile][np.arange(tile) != 5]
+            assert np.isnan(others).all() if np.isnan(want) else not others.any()
+            np.testing.assert_array_equal(
+                np.delete(got, [*range(tile), 520]), np.delete(before[0, 1], [*range(tile), 520])
+            )
 
 
 def test_an_overflowing_cache_reads_as_nan() -> None:

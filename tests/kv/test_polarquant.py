@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lowprec.kv import get_kv_method
-from lowprec.kv.norm_split import orthogonal_matrix
 from lowprec.kv.polarquant import PolarCode, PolarQuantSpec, angles, borders
+from lowprec.kv.rotations import orthogonal_matrix
 from lowprec.numerics.packing import unpack
 from tests.helpers import assert_bits_equal
 from tests.kv.slow_norm_split import half_products, tree_norm
@@ -63,7 +63,7 @@ def test_codes_are_those_of_the_angles() -> None:
 def test_values_are_products_of_cosines_and_sines() -> None:
     x = np.random.default_rng(1).normal(size=(1, 1, 20, DIM)).astype(F)
     parts = coding()[0](x)
-    want = np.asarray(parts["radii"]).astype(F)
+    want = np.asarray(parts["radii"]).view(np.float16).astype(F)
     for level in (3, 2, 1, 0):
         code = np.asarray(
             unpack(parts[f"codes.{level + 1}"], f"uint{CODE.bits[level]}", DIM >> level + 1)

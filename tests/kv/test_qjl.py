@@ -76,7 +76,8 @@ def test_a_product_with_what_is_read_is_the_estimate() -> None:
         outer = np.where(np.isin(np.arange(DIM), places), q, 0.0)
         score = 0.0
         length, length_out = (
-            float(np.asarray(parts[name])[0, 1, unit, row]) for name in ("norms", "outlier_norms")
+            float(np.asarray(parts[name]).view(H)[0, 1, unit, row])
+            for name in ("norms", "outlier_norms")
         )
         length_in = math.sqrt(length**2 - length_out**2)
         for name, rows, part, size in (

@@ -127,6 +127,22 @@ def test_tokens_that_come_later_keep_what_plain_numpy_keeps(
     np.testing.assert_array_equal(positions(cache), reference.positions)
 
 
+def test_another_budget_of_h2o_is_shared_as_the_entrys() -> None:
+    """1024 of 2048 are for the newest: so are 4 of 8, and a quarter of a short text can be kept."""
+    method, (q, k, v) = get_kv_method("h2o"), tokens(30)
+    reference = Reference(HeavyHitters(recent=4, over_queries="sum"), HEADS, evict=True)
+    reference.append(8, q[0], k[0], v[0])
+    cache = filled(method, (30,), budget=8)
+    assert cache.capacity == 8
+    np.testing.assert_array_equal(positions(cache), reference.positions)
+    # The entry's own budget is the source's.
+    assert isinstance(method.spec, SelectionSpec) and method.spec.rule.always == 1024
+    assert method.init(1, HEADS, DIM, 4096).capacity == 2048
+    # Windows and sinks of other rules are of one size.
+    with pytest.raises(ValueError, match="`budget` = 8 must be at least 32"):
+        get_kv_method("snapkv").init(1, HEADS, DIM, 30, budget=8)
+
+
 def test_many_queries_are_added_block_by_block() -> None:
     method = method_of("h2o", "evict", budget=40)
     q, k, v = tokens(300)
@@ -357,7 +373,7 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
         (lambda: h2o.init(1, HEADS, DIM, 20, prompt=3), "keeps its budget at any time; leave it"),
         (lambda: snapkv.init(1, HEADS, DIM, 20, prompt=21), "must be from 0 to `length` = 20"),
         (lambda: snapkv.init(1, HEADS, DIM, 20, rope=Rope()), "looks at none; leave it out"),
-        (lambda: h2o.init(1, HEADS, DIM, 20, budget=2), "`budget` = 2 must be at least 3"),
+        (lambda: snapkv.init(1, HEADS, DIM, 20, budget=2), "`budget` = 2 must be at least 4"),
         (lambda: changed(h2o, removed=0.5), "give one of both"),
         (lambda: changed(h2o, budget=None), "give one of both"),
         (lambda: changed(h2o, budget=None, removed=1.0), "must be from 0 to below 1"),

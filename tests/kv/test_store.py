@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lowprec as lp
-from lowprec.kv import KVMethod, get_kv_method
+from lowprec.kv import KVMethod, Rope, get_kv_method
 from lowprec.kv.codes import Fitted, Parts, PlainCode
 from lowprec.kv.kivi import KiviSpec
 from lowprec.kv.pair import PairCache, PairSpec
@@ -218,6 +218,11 @@ def test_other_bad_arguments() -> None:
         get_kv_method("kivi_2bits")
     with pytest.raises(TypeError, match="`method` must be a KV method's name"):
         get_kv_method(3)  # type: ignore[arg-type] - on purpose
+
+
+def test_rope_turns_pairs() -> None:
+    with pytest.raises(ValueError, match="of which there are 5; use an even `dim`"):
+        Rope().turn(jnp.ones((1, 5)), jnp.arange(1))
 
 
 def test_bfloat16_keeps_subnormals_and_specials() -> None:

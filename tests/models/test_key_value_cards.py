@@ -8,7 +8,12 @@ import pytest
 
 from lowprec.models import key_value_statistics as measures
 from lowprec.models.key_value_cards import card
-from lowprec.models.key_value_targets import TARGETS, Statistic
+from lowprec.models.key_value_targets import (
+    STRONG_OUTLIER_TARGETS,
+    TARGETS,
+    Statistic,
+    Target,
+)
 from lowprec.models.key_values import KeyValueSample
 
 
@@ -123,6 +128,21 @@ def test_every_target_has_a_source_and_a_name_of_its_own() -> None:
     assert all(target.source and target.meaning for target in TARGETS)
     statistic = Statistic(name="a", low=1, high=2, meaning="m", source="s", value=2.0)
     assert statistic.fits is True
+
+
+def test_other_targets_change_bounds_alone() -> None:
+    k = gaussian(1, 1, 16, 8).astype(np.float32)
+    sample = KeyValueSample(layer="mine", k=k, v=k)
+    plain, strong = card(sample), card(sample, targets=STRONG_OUTLIER_TARGETS)
+    other = []
+    for one, two in zip(plain.statistics, strong.statistics, strict=True):
+        assert (one.name, one.value) == (two.name, two.value)
+        other += [one.name] * ((one.low, one.high) != (two.low, two.high))
+    assert other == ["k_absmax_ratio", "k_absmax_ratio_after_rope"]
+    few = card(sample, targets=TARGETS[1:2])
+    assert [each.name for each in few.statistics] == ["k_absmax_ratio_after_rope"]
+    with pytest.raises(ValueError, match="nothing measures beauty; use the names of"):
+        card(sample, targets=(Target(name="beauty", meaning="m", source="s"),))
 
 
 @pytest.mark.parametrize(

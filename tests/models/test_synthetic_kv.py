@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from lowprec.models.key_value_cards import card
+from lowprec.models.key_value_targets import STRONG_OUTLIER_TARGETS, TARGETS, Target
 from lowprec.models.key_values import MEMBERS, KeyValueSample
 from lowprec.models.parameters import TransformerConfig
-from lowprec.models.synthetic_kv import SyntheticKV, generate
+from lowprec.models.synthetic_kv import STRONG_OUTLIERS, SyntheticKV, generate
 from lowprec.models.transformer import rotate
 
 SEEDS = [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4, 5))]
@@ -49,15 +50,27 @@ def divergence(exact: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(np.sum(exact * logs, axis=-1)))
 
 
+@pytest.mark.parametrize(
+    ("spec", "targets"),
+    [
+        (SyntheticKV(heads=4), TARGETS),
+        (dataclasses.replace(STRONG_OUTLIERS, heads=4), STRONG_OUTLIER_TARGETS),
+    ],
+    ids=["default", "strong_outliers"],
+)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_every_statistic_of_the_default_is_in_its_range(seed: int) -> None:
-    spec = SyntheticKV(heads=4)
-    found = card(generate(spec, seed))
+def test_every_statistic_is_in_its_range(
+    spec: SyntheticKV, targets: tuple[Target, ...], seed: int
+) -> None:
+    found = card(generate(spec, seed), targets=targets)
     measured = {each.name: (each.low, each.value, each.high) for each in found.statistics}
     misfits = {each.name: measured[each.name] for each in found.statistics if each.fits is False}
     assert misfits == {}
     without_value = [each.name for each in found.statistics if each.value is None]
     assert without_value == []
+    # Each is held to its own range: the other's outliers would not do.
+    ratio = found["k_absmax_ratio"].value
+    assert ratio is not None and (ratio > 15) == (spec.outlier_channels == 8)
     # What was asked for, measured on the float32 result.
     assert found["sink_mass"].value == pytest.approx(spec.sink_mass, abs=0.01)
     assert found["logit_std"].value == pytest.approx(spec.logit_std, abs=0.05)

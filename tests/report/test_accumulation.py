@@ -100,7 +100,7 @@ def test_page_has_the_section_where_results_lie_beside_it(
     small = synthetic.results(products=none, model=none, histogram=none, cards=none)
     assert 'id="accumulation"' not in write_report(small, tmp_path).read_text(encoding="utf-8")
     write_accumulation(results, tmp_path / "accumulation")
-    text = write_report(small, tmp_path).read_text(encoding="utf-8")
+    text = write_report(small, tmp_path).with_name("accumulation.html").read_text(encoding="utf-8")
     page = Page(text)
     # K, L, numbers, norm, seeds and both bounds stand in every figure, wide and narrow.
     for said in ("L = ", "64 seeds", "deterministic bound", "probabilistic bound", "error"):

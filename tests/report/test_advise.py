@@ -82,7 +82,11 @@ def test_there_and_back_and_on_the_page(tmp_path: Path) -> None:
     written = write_advice(rows(), record, out)
     assert read_advice(out) == written and written.command == record["command"]
     assert [path.name for path in (out / "figures").iterdir()] == ["advice_choices.svg"]
-    text = write_report(synthetic.results(), tmp_path).read_text(encoding="utf-8")
+    text = (
+        write_report(synthetic.results(), tmp_path)
+        .with_name("gemm.html")
+        .read_text(encoding="utf-8")
+    )
     assert '<section id="advise">' in text and 'href="advise/advice.csv"' in text
     assert not Page(text).open
     frame().drop("goal").write_csv(out / "advice.csv")

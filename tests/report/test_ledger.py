@@ -98,7 +98,7 @@ def test_no_rows_no_figure_and_no_finding() -> None:
 @pytest.mark.slow
 def test_the_page_has_the_section(tmp_path: Path) -> None:
     write_ledger(rows(), {"command": "python experiments/ledger.py"}, tmp_path / "ledger")
-    page = write_report(synthetic.results(), tmp_path)
+    page = write_report(synthetic.results(), tmp_path).with_name("gemm.html")
     text = page.read_text(encoding="utf-8")
     assert '<section id="ledger">' in text and 'href="ledger/terms.csv"' in text
     assert not Page(text).open

@@ -18,6 +18,8 @@ from tests.report import synthetic
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("x")</script>$\\frac{$ & \x07层 id="q" url(#'
 FEW = 7
+PAGES = {"index.html", "formats.html"}
+"""Of a comparison without experiments."""
 
 
 class Page(HTMLParser):
@@ -83,14 +85,15 @@ def test_page_is_balanced_and_ids_are_unique(page: Page) -> None:
 
 def test_page_needs_nothing_beside_it(report: Path, page: Page) -> None:
     text = (report / "index.html").read_text(encoding="utf-8")
-    assert page.tags.count("script") == 1 and "@import" not in text and "@font-face" not in text
+    assert page.tags.count("script") == 2 and "@import" not in text and "@font-face" not in text
+    assert "default-src 'none'" in text
     for link in page.links:
         assert ":" not in link or link == "data:,", link
         if link.startswith("#"):
             assert link[1:] in page.ids, link
         elif link != "data:,":
             assert (report / link).is_file(), link
-    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
+    assert "width=device-width" in text and "color-scheme: light dark" in text
 
 
 def test_page_shows_findings_sources_and_times(report: Path, page: Page) -> None:
@@ -108,7 +111,7 @@ def test_files_are_complete(report: Path) -> None:
     names = {f"{name}.{kind}" for name in SCHEMAS for kind in ("csv", "parquet")}
     figures = {f"figures/{name}.svg" for name in ("sqnr_by_bits", "sqnr_by_layer")}
     figures |= {"figures/loss_increase.svg", "figures/code_use.svg"}
-    assert set(contents(report)) == names | figures | {"index.html", "manifest.json"}
+    assert set(contents(report)) == names | figures | {"manifest.json", *PAGES}
     manifest = json.loads((report / "manifest.json").read_text())
     assert list(manifest) == sorted(manifest) and manifest["versions"]["jax"] == "0.10.0"
 
@@ -172,7 +175,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
     )
     text = write_report(results, tmp_path).read_text(encoding="utf-8")
     page = Page(text)
-    assert not page.open and not {"b", "i"} & set(page.tags) and page.tags.count("script") == 1
+    assert not page.open and not {"b", "i"} & set(page.tags) and page.tags.count("script") == 2
     assert any("<script>alert" in words for words in page.words)
 
 

@@ -56,7 +56,11 @@ def test_there_and_back(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_has_the_section(tmp_path: Path) -> None:
     write_prepare(ROWS, RECORD, tmp_path / "prepare")
-    text = write_report(synthetic.results(), tmp_path).read_text(encoding="utf-8")
+    text = (
+        write_report(synthetic.results(), tmp_path)
+        .with_name("gemm.html")
+        .read_text(encoding="utf-8")
+    )
     assert '<section id="prepare">' in text and 'href="prepare/gains.csv"' in text
     assert not Page(text).open
 

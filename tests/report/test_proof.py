@@ -67,7 +67,9 @@ def test_page_has_the_section_where_results_lie_beside_it(tmp_path: Path) -> Non
     for name, frame in frames().items():
         frame.write_csv(folder / f"{name}.csv")
     (folder / MANIFEST).write_text('{"date": "2026-11-23"}', encoding="utf-8")
-    page = Page(write_report(results, tmp_path).read_text(encoding="utf-8"))
+    page = Page(
+        write_report(results, tmp_path).with_name("evidence.html").read_text(encoding="utf-8")
+    )
     assert not page.open and "proof" in page.ids
     assert "why no test fails" in page.words
     for link in (link for link in page.links if link.startswith("proof/")):

@@ -206,7 +206,8 @@ def test_a_variant_has_the_codes_of_its_method_and_no_exact_tokens() -> None:
     whole, bare = found.tensors
     assert (whole.method, bare.method) == ("kv:kivi_4bit", "kv:kivi_4bit, window 0")
     # All 64 tokens wait for 128: nothing is coded but in the variant.
-    assert (whole.exempt, bare.exempt) == (1.0, 0.0) and whole.bits > 16 > bare.bits
+    assert (whole.exempt, bare.exempt) == (1.0, 0.0)
+    assert whole.bits is not None and bare.bits is not None and whole.bits > 16 > bare.bits
     assert whole.values is not None and whole.values < 2**-11
     groups = np.asarray(given.v, np.float64).reshape(-1, 32)
     least = groups.min(axis=1, keepdims=True)
@@ -322,9 +323,9 @@ def test_kvquant_is_fitted_with_gradients_of_the_loss() -> None:
     given, method = text(), get_kv_method("kvquant_2bit")
     got = fitted_by_layer(method, given.params, CONFIG, given.calibration).ready()
     samples: list[dict[str, Any]] = []
+    names = ("v", "k_before_rope")
     for row in given.calibration:
         (own,) = capture_key_values(given.params, jnp.asarray(row), CONFIG)
-        names = ("v", "k_before_rope")
         samples.append({x: np.asarray(getattr(own, x), np.float32)[None] for x in names})
         gradients = key_value_gradients(given.params, jnp.asarray(row), CONFIG)
         samples[-1] |= dict(zip(("k_grad", "v_grad"), map(np.asarray, gradients), strict=True))

@@ -36,7 +36,7 @@ def error_by_bits(products: pl.DataFrame, *, narrow: bool = False) -> style.Pict
             axes.set_ylabel("SQNR, dB")
         for axes in panels[-1:] if narrow else panels:
             axes.set_xlabel("bits per element, scales included")
-        style.legend(figure, [style.handle(name, looks[name]) for name in names], narrow)
+        style.legend(figure, [style.handle(name, looks[name]) for name in names], narrow, 4)
     return style.Picture(figure=figure, title=title, sentence=_sentence(rows))
 
 

@@ -47,14 +47,16 @@ function sortBy(table, column) {
 }
 
 // Without this script the page is whole; with it headings are buttons, for keyboards too.
-if (typeof document !== "undefined") {
-  document.querySelectorAll("table").forEach((table) => {
-    [...table.tHead.rows[0].cells].forEach((head, column) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = head.textContent;
-      button.addEventListener("click", () => sortBy(table, column));
-      head.replaceChildren(button);
-    });
+function makeSortable(table) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    button.addEventListener("click", () => sortBy(table, column));
+    head.replaceChildren(button);
   });
+}
+
+if (typeof document !== "undefined") {
+  document.querySelectorAll("table").forEach(makeSortable);
 }
