@@ -1,8 +1,10 @@
 """KV methods: loss against bytes, and attention's error against bits."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -192,7 +194,10 @@ def _bytes_axis(axes: Axes, each: float) -> None:
     shown = [2.0**n for n in range(0, 40) if low <= 2.0**n <= high]
     shown += [1.5 * x for x in shown if 1.5 * x <= high]
     axes.xaxis.set_major_locator(FixedLocator(sorted(shown)))
-    above = axes.secondary_xaxis("top", functions=(lambda x: x / each, lambda x: x * each))
+    above = axes.secondary_xaxis(
+        "top",
+        functions=(functools.partial(np.multiply, 1 / each), functools.partial(np.multiply, each)),
+    )
     above.xaxis.set_major_locator(FixedLocator(BITS))
     above.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     above.xaxis.set_minor_locator(NullLocator())

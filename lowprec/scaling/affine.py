@@ -95,17 +95,23 @@ def dequantize(
         return _values(codes, *_spread(scales, offsets, codes.shape, tiles), block)
     # Less work than for every element: all values of a tile, of which codes then choose.
     ones = [jnp.full(scales.shape, code, codes.dtype) for code in range(kinds)]
-    found = once(lambda *given: [_values(code, *given, block) for code in ones], scales, offsets)
+    given = (scales,) if offsets is None else (scales, offsets)
+    found = once(
+        lambda *own: [
+            _values(code, own[0], own[-1] if len(own) > 1 else None, block) for code in ones
+        ],
+        *given,
+    )
     return beside_tiles(_chosen, [codes], found, tiles)
 
 
-def _chosen(codes: jax.Array, *values: jax.Array) -> jax.Array:
+def _chosen(codes: jax.Array, *given: jax.Array) -> jax.Array:
     """Of 2^n values the one of each code."""
-    bit = 1
+    values, bit = list(given), 1
     while len(values) > 1:
         set_ = (codes & np.asarray(bit, codes.dtype)) != 0
         pairs = zip(values[::2], values[1::2], strict=True)
-        values, bit = tuple(jnp.where(set_, one, zero) for zero, one in pairs), bit * 2
+        values, bit = [jnp.where(set_, one, zero) for zero, one in pairs], bit * 2
     return values[0]
 
 
