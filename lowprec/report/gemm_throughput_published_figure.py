@@ -62,6 +62,7 @@ def published_title(frame: pl.DataFrame) -> str:
         return "Modelled"
     low, middle, high = (rows["miss"].quantile(q, "linear") for q in (0.05, 0.5, 0.95))
     least, most = rows["miss"].min(), rows["miss"].max()
+    # polars gives aggregates of a column no number type.
     five = [percent(float(x)) for x in (low, high, middle, least, most)]  # type: ignore[arg-type]
     devices = rows["device"].n_unique()
     return (

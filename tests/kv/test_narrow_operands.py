@@ -35,6 +35,7 @@ def drawn(seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
     k, v = rng.standard_normal((2, 1, HEADS, TOKENS, DIM)) * np.exp(
         rng.standard_normal((TOKENS, 1))
     )
+    # There are three, which a generator does not tell.
     return tuple(jnp.asarray(x, jnp.float32) for x in (q, k, v))  # type: ignore[return-value]
 
 

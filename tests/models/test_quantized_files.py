@@ -356,6 +356,7 @@ def test_another_extension_or_a_value_that_is_no_array(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         save_tensors(tmp_path / "a.npz", {})
     with pytest.raises(TypeError, match=r"tensor 'w' is a list; pass a QTensor or an array"):
+        # The wrong type is what is tested.
         save_tensors(tmp_path / "a.safetensors", {"w": [1.0]})  # pyright: ignore[reportArgumentType]
 
 

@@ -104,6 +104,7 @@ def key_rows() -> list[KvKeyRow]:
 def test_latents_and_planted_keys_are_told_of(tmp_path: Path) -> None:
     record: dict[str, object] = {**RECORD, "unanswered": [["mla", 960, 0.25]]}
     section = write_kv(results(record, latent=True), tmp_path)
+    # A section that is None fails the comparison.
     assert read_kv(tmp_path).findings == section.findings  # type: ignore[union-attr]
     latents, keys = section.findings[-4:-2]
     assert "costs more than 0.004 bits per byte (mla_nvfp4)" in latents.text

@@ -35,7 +35,7 @@ def points(tmp_path: Path) -> dict[str, Point]:
 
 @pytest.fixture
 def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="Dask is an extra")
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with distributed.LocalCluster(**options) as local, distributed.Client(local) as found:
         yield found

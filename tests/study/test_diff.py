@@ -124,6 +124,7 @@ def test_a_cache_differs_first_in_what_attention_gives() -> None:
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_calibrated_methods_are_fitted_by_layer() -> None:
+    # This side names a method.
     methods = subject_of().fit(read_side("bf16 kv=kvquant_4bit").method)  # type: ignore[arg-type]
     assert len(methods) == 2 and all(x.fitted is not None for x in methods)
     first, second = (jax.tree.leaves(x.fitted) for x in methods)

@@ -30,6 +30,7 @@ TEXT = Windows(
 
 def through(name: str, mode: str) -> jax.Array:
     given = get_kv_method(name), CONFIG, mode, PROMPT
+    # The two arguments come unpacked.
     return latent_log_probabilities(PARAMS, jnp.asarray(TOKENS), *given)  # type: ignore[arg-type]
 
 

@@ -26,4 +26,5 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="`calls` = 0, `warm_up` = 2; use 1 or more"):
         measure(jnp.negative, jnp.ones(2), path="native", calls=0)
     with pytest.raises(ValueError, match="`path` = 'gpu'; use 'emulated' or 'native'"):
+        # The wrong path is what is tested.
         measure(jnp.negative, jnp.ones(2), path="gpu")  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ def test_only_what_is_not_stored_is_quantized() -> None:
 @pytest.mark.parametrize("role", ["fprop", "dgrad", "wgrad"])
 def test_every_recipe_has_passes_of_finite_cost(role: str) -> None:
     for name in list_recipes():
+        # The role is one of the names that the parameters list.
         for found in recipe_passes(name, role, SHAPE, weights="quantized"):  # type: ignore[arg-type]
             assert found.bytes > 0 and found.cycles > 0
 
