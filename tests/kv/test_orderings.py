@@ -7,7 +7,7 @@ default) and with the stronger ones of Qwen2. Both are held to their cards in `t
 What each comparison asks for, here and where it was first made (4 layers of another generator):
 
 - (i) values by channel: 2 times the output error at a near equal error of values, which holds in
-  the mean of layers; 3.3 there.
+  the median of heads; 3.3 there.
 - (ii) keys in 2 bits by token: 10 times the divergence of those by channel; 21 there. Strong
   outliers give that on every layer; those of Llama do not, see the test.
 - (iii) a random Hadamard rotation divides the divergence of 4 bits by token by 3; 4.3 there.
@@ -70,7 +70,8 @@ def through(code: Code, x: NDArray[np.float32]) -> NDArray[np.float32]:
     read = np.asarray(reading(code)(x))
     assert np.isfinite(read).all()
     assert 1e-3 < relative(read, x) < 0.9
-    assert all(len(np.unique(head)) > 100 for head in read[0])
+    # Scales that are powers of two leave few numbers: E2M1's three of each binade, and zero.
+    assert all(len(np.unique(head)) > 30 for head in read[0])
     return read
 
 
@@ -134,27 +135,28 @@ KIVI_KEYS, KIVI_VALUES = codes_of("kivi_2bit_w0")
 
 
 def test_i_values_by_channel_lose_more_output() -> None:
-    """Keys are exact: their own error hides that of values.
+    """The output error of each head of keys and values; ten layers of two, 0.4 to 6.8 times.
 
-    With KIVI's 2-bit keys the default's ratios are 1.2 to 1.5, as the output error of keys alone
-    is larger than that of values by token; the source has 3.3 with them.
+    Keys are exact, as their own error hides that of values: with KIVI's 2-bit keys the ratios are
+    1.2 to 1.5, and the source has 3.3 with them. Below 1 is a head whose queries look at one of the
+    few tokens with large values: a channel's range holds those well, and ordinary tokens badly.
     """
-    ratios = []
-    for seed in SEEDS:
+    groups, ratios = LLAMA.heads // LLAMA.kv_heads, []
+    for seed in range(10):
         v = layer(LLAMA, seed).v[:1]
-        groups = LLAMA.heads // LLAMA.kv_heads
         weights = np.exp(exact_logs(LLAMA, seed))
         exact = weights @ np.repeat(v[0].astype(np.float64), groups, axis=0)
         errors = []
         for code in (KIVI_KEYS, KIVI_VALUES):
             read = through(code, v)
             out = weights @ np.repeat(read[0].astype(np.float64), groups, axis=0)
-            errors.append((relative(read, v), relative(out, exact)))
-        (by_channel, channel_output), (by_token, token_output) = errors
+            lost = np.linalg.norm((out - exact).reshape(LLAMA.kv_heads, -1), axis=1)
+            errors.append((relative(read, v), relative(out, exact), lost))
+        (by_channel, _, channel_lost), (by_token, token_output, token_lost) = errors
         assert 0.9 < by_channel / by_token < 1.25
         assert 0.1 < token_output < 0.6
-        ratios.append(channel_output / token_output)
-    assert min(ratios) > 1.5 and mean_of(np.array(ratios)) > 2, ratios
+        ratios.extend(channel_lost / token_lost)
+    assert np.median(ratios) > 2 and np.quantile(ratios, 0.1) > 1, ratios
 
 
 @pytest.mark.parametrize(
